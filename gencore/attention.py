@@ -1,0 +1,157 @@
+"""Attention: one function, `attend`, and the modules that project into it.
+
+Vaswani et al. 2017 (scaled dot product), Shazeer 2019 and Ainslie et al. 2023 (grouped queries), Bahdanau et al. 2015 (additive)."""
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gencore.check import ConfigError
+from gencore.positions import rotate
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Heads and projections of one attention."""
+    heads: int = 4                                                    # N
+    kv_heads: int | None = None                                       # G; None = N (no grouping)
+    head_width: int | None = None                                     # E; None = width / N
+    bias: bool = False                                                # of q, k and v
+    out_bias: bool = False                                            # of the output projection
+    qk_norm: Literal["none", "rms", "rms+1", "layer"] = "none"        # per head, before rotary positions
+    softcap: float | None = None                                      # scores become cap * tanh(score / cap)
+    scale: float | None = None                                        # None = E ** -0.5
+
+
+CAUSAL = "causal"          # in place of a dense mask: query i sees keys <= i, T == S, by the fast kernel
+
+
+def attend(q, k, v, mask=None, *, scale=None, softcap=None):
+    """q (B,N,T,E) looks at k, v (B,G,S,E); G divides N. Returns (B,N,T,E).
+
+    mask broadcasts to (B,N,T,S): bool, True = visible; float, added to the scores; CAUSAL. softcap needs the eager form (Gemma 2)."""
+    if softcap is not None:
+        return attend_eager(q, k, v, mask, scale=scale, softcap=softcap)[0]
+    is_causal = mask is CAUSAL
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if is_causal else mask, is_causal=is_causal, scale=scale,
+                                          enable_gqa=q.shape[1] != k.shape[1])
+
+
+def attend_eager(q, k, v, mask=None, *, scale=None, softcap=None):
+    """As `attend`, step by step; returns ((B,N,T,E), weights (B,N,T,S)): for soft-caps, explanations, and as the reference."""
+    N, G, T, S = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
+    k, v = (t.repeat_interleave(N // G, dim=1) for t in (k, v))                   # (B, N, S, E)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)     # (B, N, T, S)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is CAUSAL:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if mask is not None and mask.is_floating_point():
+        scores = scores + mask
+    elif mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.float().softmax(-1).to(v.dtype)                              # (B, N, T, S)
+    return weights @ v, weights
+
+
+class HeadNorm(nn.Module):
+    """Norm of queries or keys over the width of a head: x (B,N,T,E) -> the same."""
+
+    def __init__(self, kind, width, eps=1e-6):
+        super().__init__()
+        self.kind, self.eps = kind, eps
+        self.weight = nn.Parameter(torch.zeros(width) if kind == "rms+1" else torch.ones(width))
+
+    def forward(self, x):
+        wide, weight = x.float(), self.weight.float()
+        if self.kind == "layer":
+            return F.layer_norm(wide, wide.shape[-1:], weight, None, self.eps).to(x.dtype)
+        return F.rms_norm(wide, wide.shape[-1:], weight + 1 if self.kind == "rms+1" else weight, self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention. x (B,T,D) -> (B,T,D); q, k and v are one matrix (rows q|k|v), so that a decode step has one product less."""
+
+    def __init__(self, width, cfg):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = head_sizes(width, cfg)
+        self.scale, self.softcap = cfg.scale, cfg.softcap
+        N, G, E = self.heads, self.kv_heads, self.head_width
+        self.qkv = nn.Linear(width, (N + 2 * G) * E, bias=cfg.bias)
+        self.out = nn.Linear(N * E, width, bias=cfg.out_bias)
+        self.q_norm = HeadNorm(cfg.qk_norm, E) if cfg.qk_norm != "none" else None
+        self.k_norm = HeadNorm(cfg.qk_norm, E) if cfg.qk_norm != "none" else None
+
+    def forward(self, x, seen=None, *, rotary=None, cache=None):
+        """seen: mask as `attend` takes it; rotary: what rotary_table gives; cache: this layer's part of a cache."""
+        B, T, _ = x.shape
+        N, G, E = self.heads, self.kv_heads, self.head_width
+        qk, v = self.qkv(x).view(B, T, N + 2 * G, E).transpose(1, 2).split((N + G, G), dim=1)    # (B, N+G, T, E), (B, G, T, E)
+        if self.q_norm is not None:
+            qk = torch.cat((self.q_norm(qk[:, :N]), self.k_norm(qk[:, N:])), dim=1)
+        if rotary is not None:
+            qk = rotate(qk, *rotary)                                              # queries and keys in one go
+        q, k = qk.split((N, G), dim=1)
+        if cache is not None:
+            k, v = cache.put(k, v)                                                # (B, G, S, E)
+        out = attend(q, k, v, seen, scale=self.scale, softcap=self.softcap)       # (B, N, T, E)
+        return self.out(out.transpose(1, 2).reshape(B, T, N * E))
+
+
+class CrossAttention(nn.Module):
+    """x (B,T,D) looks at memory (B,S,M) -> (B,T,D). With a cache the memory is projected once."""
+
+    def __init__(self, width, cfg, memory_width=None):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = head_sizes(width, cfg)
+        self.scale, self.softcap = cfg.scale, cfg.softcap
+        N, G, E = self.heads, self.kv_heads, self.head_width
+        self.q = nn.Linear(width, N * E, bias=cfg.bias)
+        self.kv = nn.Linear(memory_width or width, 2 * G * E, bias=cfg.bias)
+        self.out = nn.Linear(N * E, width, bias=cfg.out_bias)
+
+    def forward(self, x, memory, seen=None, *, cache=None):
+        B, T, _ = x.shape
+        N, G, E = self.heads, self.kv_heads, self.head_width
+        q = self.q(x).view(B, T, N, E).transpose(1, 2)                            # (B, N, T, E)
+        if cache is None or cache.memory is None:
+            k, v = self.kv(memory).view(B, -1, 2 * G, E).transpose(1, 2).chunk(2, dim=1)    # (B, G, S, E)
+            if cache is not None:
+                cache.memory = (k, v)
+        else:
+            k, v = cache.memory
+        out = attend(q, k, v, seen, scale=self.scale, softcap=self.softcap)
+        return self.out(out.transpose(1, 2).reshape(B, T, N * E))
+
+
+class AdditiveAttention(nn.Module):
+    """query (B,T,D) looks at memory (B,S,M) by a small network instead of a product (Bahdanau et al. 2015, appendix A.1.2).
+
+    Returns (context (B,T,M), weights (B,T,S)); the weights are the alignment that one draws."""
+
+    def __init__(self, query_width, memory_width, width):
+        super().__init__()
+        self.query = nn.Linear(query_width, width, bias=False)
+        self.key = nn.Linear(memory_width, width, bias=True)
+        self.score = nn.Linear(width, 1, bias=False)
+
+    def forward(self, query, memory, keep=None):
+        """keep (B,S) bool marks real places of the memory."""
+        mixed = torch.tanh(self.query(query)[:, :, None] + self.key(memory)[:, None])        # (B, T, S, width)
+        scores = self.score(mixed).squeeze(-1)                                               # (B, T, S)
+        if keep is not None:
+            scores = scores.masked_fill(~keep[:, None], torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)                                                         # (B, T, S)
+        return weights @ memory, weights
+
+
+def head_sizes(width, cfg):
+    """(N, G, E) of a configuration, checked."""
+    N, G = cfg.heads, cfg.kv_heads or cfg.heads
+    if cfg.head_width is None and width % N:
+        raise ConfigError(f"attention.heads should divide width {width}, got {N}")
+    if N % G:
+        raise ConfigError(f"attention.kv_heads should divide heads {N}, got {G}")
+    return N, G, cfg.head_width or width // N

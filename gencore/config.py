@@ -1,0 +1,87 @@
+"""Frozen dataclasses to JSON and back: unknown keys name the nearest field, wrong types name the field."""
+import dataclasses
+import json
+import types
+import typing
+
+from gencore.check import ConfigError, nearest
+
+
+def to_dict(cfg):
+    """Dataclass -> dict of JSON values; nested dataclasses become dicts, tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
+def from_dict(cls, values, path=""):
+    """dict -> `cls`, checked: unknown keys and wrong types raise ConfigError naming the field."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path or cls.__name__} should be an object with fields, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls) if f.init}
+    for key in values:
+        if key not in names:
+            raise ConfigError(f'{cls.__name__} has no field "{path}{key}"{nearest(key, names)}')
+    missing = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in values
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise ConfigError(f"{cls.__name__} lacks the field {path}{missing[0]}")
+    return cls(**{key: _convert(hints[key], value, path + key) for key, value in values.items()})
+
+
+def override(cfg, pairs):
+    """cfg, ["lr=1e-3", "attention.heads=4"] -> a copy with these fields replaced (values are read as JSON, else as text)."""
+    values = to_dict(cfg)
+    for pair in pairs:
+        key, eq, text = pair.partition("=")
+        if not eq:
+            raise ConfigError(f'expected key=value, got "{pair}"')
+        *parents, leaf = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ConfigError(f"{key}: {parents[-1]} has no fields inside")
+        try:
+            place[leaf] = json.loads(text)
+        except json.JSONDecodeError:
+            place[leaf] = {"None": None, "True": True, "False": False}.get(text, text)
+    return from_dict(type(cfg), values)
+
+
+def _convert(hint, value, field):
+    """`value` as the annotated type of `field`, or ConfigError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        return _first_fit(options, value, field)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, field + ".")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = [args[0]] * len(value) if args[-1:] == (...,) else args
+        if len(kinds) == len(value):
+            return tuple(_convert(k, v, f"{field}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    elif origin is typing.Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{field} should be one of {', '.join(map(repr, args))}, got {value!r}{nearest(value, args)}")
+    elif origin is dict and isinstance(value, dict):
+        return value
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{field} should be {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def _first_fit(options, value, field):
+    errors = []
+    for option in options:
+        try:
+            return _convert(option, value, field)
+        except ConfigError as error:
+            errors.append(error)
+    raise errors[0]

@@ -1,0 +1,212 @@
+"""Positions: rotary in one, two and three dimensions, sinusoids, ALiBi, and T5's relative buckets.
+
+Su et al. 2021 (rotary), Vaswani et al. 2017 (sinusoids), Press et al. 2022 (ALiBi), Raffel et al. 2020 (buckets). Positions are
+explicit numbers, not the length of the call: ragged prompts and caches need that."""
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from gencore.check import ConfigError
+
+
+@dataclass(frozen=True)
+class RotaryConfig:
+    """Rotary positions of one kind of layer."""
+    theta: float = 10000.0                                     # base of the wavelengths
+    partial: float = 1.0                                       # share of the head that turns, its first dims
+    layout: Literal["half", "interleaved"] = "half"            # pairs (i, i + r/2) as Llama, or (2i, 2i + 1)
+    axes: tuple[int, ...] | None = None                        # dims per axis for positions (..., A); None = one axis
+    scaling: dict | None = None                                # transformers' rope_parameters without theta: {"rope_type": ...}
+
+
+def rotary_table(positions, width, cfg):
+    """positions (T,), (B,T), or (...,T,A) with axes -> (cos, sin, interleaved); cos, sin (B or 1, 1, T, r) for heads of `width`.
+
+    sin carries the sign of the rotation, so that `rotate` is one product and one fused multiply-add."""
+    r = int(width * cfg.partial)
+    if cfg.axes is None:
+        rates, factor = scaled_rates(r, cfg, positions)
+        angles = positions[..., None].float() * rates.to(positions.device)                    # (..., T, r/2)
+    else:
+        if sum(cfg.axes) != r or any(a % 2 for a in cfg.axes):
+            raise ConfigError(f"rotary axes should be even and sum to {r}, got {cfg.axes}")
+        factor = 1.0
+        angles = torch.cat([positions[..., i, None].float() * rates_of(a, cfg.theta).to(positions.device)
+                            for i, a in enumerate(cfg.axes)], dim=-1)                         # (..., T, r/2)
+    angles = angles.view(-1, 1, *angles.shape[-2:])                                           # (B or 1, 1, T, r/2)
+    cos, sin = angles.cos() * factor, angles.sin() * factor
+    if cfg.layout == "half":
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1), False
+    return cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2), True
+
+
+def rotate(x, cos, sin, interleaved=False):
+    """x (B,N,T,E) turned by its positions; only the first cos.shape[-1] dims turn."""
+    r = cos.shape[-1]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turning = x if r == x.shape[-1] else x[..., :r]
+    if interleaved:
+        partner = turning.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)                         # pairs exchanged
+    else:
+        partner = turning.roll(r // 2, -1)                                                    # halves exchanged
+    turned = torch.addcmul(turning * cos, partner, sin)
+    return turned if r == x.shape[-1] else torch.cat((turned, x[..., r:]), -1)
+
+
+def rates_of(width, theta):
+    """Radians per position of each pair: theta^(-2i/width), (width/2,)."""
+    return 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+
+
+def scaled_rates(width, cfg, positions):
+    """(rates (width/2,), factor on cos and sin) under cfg.scaling, as transformers defines the types."""
+    plain, rule = rates_of(width, cfg.theta), cfg.scaling or {}
+    kind = rule.get("rope_type", rule.get("type", "default"))
+    if kind == "default":
+        return plain, 1.0
+    if kind == "linear":
+        return plain / rule["factor"], 1.0
+    if kind == "dynamic":                                       # NTK: a longer base once the text is longer than the training's
+        most = rule["original_max_position_embeddings"]
+        length = max(int(positions.max()) + 1, most)
+        stretch = rule["factor"] * length / most - (rule["factor"] - 1)
+        return rates_of(width, cfg.theta * stretch ** (width / (width - 2))), 1.0
+    if kind == "llama3":
+        return _llama3(plain, rule), 1.0
+    if kind == "yarn":
+        return _yarn(plain, rule, width, cfg.theta)
+    if kind == "longrope":
+        return _longrope(plain, rule, int(positions.max()) + 1)
+    raise ConfigError(f'rotary scaling "{kind}" is unknown: expected default, linear, dynamic, llama3, yarn or longrope')
+
+
+def _llama3(plain, rule):
+    """Long waves stretched by the factor, short ones kept, a smooth passage between."""
+    old = rule["original_max_position_embeddings"]
+    low, high = rule["low_freq_factor"], rule["high_freq_factor"]
+    wave = 2 * math.pi / plain
+    smooth = ((old / wave - low) / (high - low)).clamp(0, 1)    # 0: wave > old/low, 1: wave < old/high
+    return (1 - smooth) * plain / rule["factor"] + smooth * plain
+
+
+def _yarn(plain, rule, width, theta):
+    """Peng et al. 2023: a ramp over the dims between beta_fast and beta_slow turns, and a temperature on the scores."""
+    old, factor = rule["original_max_position_embeddings"], rule["factor"]
+
+    def dim_of(turns):
+        return width * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dim_of(rule.get("beta_fast") or 32), dim_of(rule.get("beta_slow") or 1)
+    if rule.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    ramp = ((torch.arange(width // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
+    rates = plain / factor * ramp + plain * (1 - ramp)
+
+    def temperature(mscale):
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if rule.get("attention_factor") is not None:
+        return rates, rule["attention_factor"]
+    if rule.get("mscale") and rule.get("mscale_all_dim"):
+        return rates, temperature(rule["mscale"]) / temperature(rule["mscale_all_dim"])
+    return rates, temperature(1)
+
+
+def _longrope(plain, rule, length):
+    """Ding et al. 2024: one list of factors for short texts, one for long."""
+    old = rule["original_max_position_embeddings"]
+    factors = torch.tensor(rule["long_factor"] if length > old else rule["short_factor"], dtype=torch.float32)
+    factor = rule.get("factor") or rule.get("max_position_embeddings", old) / old
+    scale = rule.get("attention_factor")
+    if scale is None:
+        scale = math.sqrt(1 + math.log(factor) / math.log(old)) if factor > 1 else 1.0
+    return plain / factors, scale
+
+
+def sinusoidal(positions, width, layout="interleaved", shift=0.0, base=10000.0):
+    """positions (...,) -> (..., width). Layouts: "interleaved" (sin, cos, sin, ... of the Transformer paper), "sin|cos", "cos|sin".
+
+    shift: 1 makes the last wavelength exactly `base` (the exponent runs to 1: MusicGen, DiT's timesteps)."""
+    half = width // 2
+    rates = torch.exp(-math.log(base) * torch.arange(half, dtype=torch.float32, device=positions.device) / (half - shift))
+    angles = positions[..., None].float() * rates                                             # (..., half)
+    sin, cos = angles.sin(), angles.cos()
+    if layout == "interleaved":
+        table = torch.stack((sin, cos), -1).flatten(-2)
+    elif layout in ("sin|cos", "cos|sin"):
+        table = torch.cat((sin, cos) if layout == "sin|cos" else (cos, sin), -1)
+    else:
+        raise ConfigError(f'sinusoidal layout should be interleaved, sin|cos or cos|sin, got "{layout}"')
+    return nn.functional.pad(table, (0, width % 2))
+
+
+def sincos_2d(height, width, channels, base_size=None, interpolation=1.0):
+    """Table (height*width, channels) of a picture's patches, row by row: first half of the channels from the column,
+    second from the row, each sin|cos (diffusers' order). base_size: patches per side in training."""
+    base = base_size or max(height, width)
+    rows = torch.arange(height, dtype=torch.float64) / (height / base) / interpolation
+    columns = torch.arange(width, dtype=torch.float64) / (width / base) / interpolation
+    y, x = torch.meshgrid(rows, columns, indexing="ij")                                       # (H, W)
+    omega = 1.0 / 10000 ** (torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
+    halves = []
+    for axis in (x, y):
+        angles = axis.reshape(-1, 1) * omega                                                  # (HW, channels/4)
+        halves.append(torch.cat((angles.sin(), angles.cos()), -1))
+    return torch.cat(halves, -1).float()                                                      # (HW, channels)
+
+
+def grid_positions(*sizes):
+    """(H, W) or (F, H, W) -> positions (H*W or F*H*W, axes) for rotary axes, last axis fastest."""
+    axes = torch.meshgrid(*(torch.arange(n) for n in sizes), indexing="ij")
+    return torch.stack([a.reshape(-1) for a in axes], -1)
+
+
+@dataclass(frozen=True)
+class RelativeConfig:
+    """A bias on the scores that depends only on key - query."""
+    kind: Literal["t5", "alibi"] = "t5"
+    buckets: int = 32                  # t5: rows of the table
+    distance: int = 128                # t5: beyond it all distances share the last bucket
+    two_way: bool = True               # t5: half of the buckets for keys after the query
+
+
+class RelativeBias(nn.Module):
+    """query (T,), key (S,) slots -> bias (1, N, T, S)."""
+
+    def __init__(self, heads, cfg):
+        super().__init__()
+        self.cfg, self.heads = cfg, heads
+        self.table = nn.Embedding(cfg.buckets, heads) if cfg.kind == "t5" else None
+
+    def forward(self, query, key):
+        offset = key[None, :] - query[:, None]                                                # (T, S)
+        if self.table is None:
+            return -offset.abs() * alibi_slopes(self.heads).to(offset.device)[None, :, None, None]   # (1, N, T, S)
+        return self.table(t5_bucket(offset, self.cfg)).permute(2, 0, 1)[None]                 # (1, N, T, S)
+
+
+def t5_bucket(offset, cfg):
+    """key - query -> bucket: exact for small distances, then logarithmic."""
+    buckets, first = cfg.buckets, 0
+    if cfg.two_way:
+        buckets //= 2
+        first = (offset > 0).long() * buckets
+        distance = offset.abs()
+    else:
+        distance = (-offset).clamp(min=0)
+    exact = buckets // 2
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(cfg.distance / exact)
+    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return first + torch.where(distance < exact, distance, far)
+
+
+def alibi_slopes(heads):
+    """Slopes 2^(-8i/N) of Press et al.; for other counts than powers of two the published interleaving."""
+    def powers(n):
+        return [2 ** (-8 * (i + 1) / n) for i in range(n)]
+    near = 2 ** math.floor(math.log2(heads))
+    return torch.tensor(powers(near) + powers(2 * near)[0::2][:heads - near])
