@@ -1,0 +1,6 @@
+"""Words: language models to generate with, to train and to take elsewhere."""
+
+import gencore  # noqa: F401  (its torchaudio guard stands before transformers)
+from gencore.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, {"CausalLM": "model"})
