@@ -1,0 +1,128 @@
+"""A run folder: config.json, metrics.jsonl, loss.png, samples/, checkpoints/step-000500/, model/, README.md (the model card)."""
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from gencore.check import CheckpointError
+from gencore.checkpoint import save_folder
+
+STATE = "training_state.pt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training lives and what it makes on its way."""
+    folder: str | Path                   # the run folder; made when it is not there
+    resume: bool = False                 # go on from the newest checkpoint in `folder`
+    extend: bool = False                 # on resume, `steps` may differ: the schedule is then that of the new length
+    export: Callable | None = None       # model -> files for save_folder (a pretrained folder); None = the bare weights
+    evaluate: Callable | None = None     # model -> {"name": number}, under no_grad, in eval mode
+    sample: Callable | None = None       # (model, folder, step) writes samples into the folder
+    card: dict = field(default_factory=dict)    # heading -> text for the model card: "Data", "Licence", "Command", ...
+    progress: bool = True                # False silences bar and messages
+
+    def path(self, *names):
+        return Path(self.folder).joinpath(*names)
+
+
+def checkpoints(run):
+    """Run -> [(step, folder)] of its whole checkpoints, oldest first."""
+    found = []
+    for folder in run.path("checkpoints").glob("step-*"):
+        match = re.fullmatch(r"step-(\d+)", folder.name)
+        if match and (folder / STATE).is_file():
+            found.append((int(match[1]), folder))
+    return sorted(found)
+
+
+def save_checkpoint(run, step, files, state):
+    """Writes checkpoints/step-000500 by one rename (files of the model + the training state); keeps the last two. Returns the folder."""
+    folder = run.path("checkpoints", f"step-{step:06d}")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_folder(folder, {**files, STATE: buffer.getvalue()})
+    for _, old in checkpoints(run)[:-2]:
+        shutil.rmtree(old)
+    return folder
+
+
+def load_state(folder):
+    """Checkpoint folder -> its training state on the CPU. Nothing but tensors and plain values is ever read."""
+    path = Path(folder) / STATE
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} can't be read ({type(error).__name__}): remove {folder} to resume from the checkpoint before it") from error
+
+
+def append_metrics(run, row):
+    """Adds one line to metrics.jsonl."""
+    with open(run.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(run):
+    """Lines of metrics.jsonl as dicts; a line cut off by a crash is left out."""
+    path = run.path("metrics.jsonl")
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def truncate_metrics(run, step):
+    """Forgets what metrics.jsonl says beyond `step`: a resumed run writes those lines again."""
+    kept = [json.dumps(row) + "\n" for row in read_metrics(run) if row["step"] <= step]
+    part = run.path("metrics.jsonl.part")
+    part.write_text("".join(kept), encoding="utf-8")
+    os.replace(part, run.path("metrics.jsonl"))
+
+
+def draw_loss(run):
+    """Draws loss.png: the training loss, its running mean, and every evaluation called *loss."""
+    from matplotlib.figure import Figure
+    rows = read_metrics(run)
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    smooth, mean = [], None
+    for value in losses:
+        mean = value if mean is None else 0.98 * mean + 0.02 * value
+        smooth.append(mean)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="0.8", linewidth=0.8, label="loss of each step")
+    axes.plot(steps, smooth, label="running mean")
+    for name in sorted({key for row in rows for key in row if key.endswith("loss") and key != "loss"}):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points), marker="o", markersize=3, label=name)
+    axes.set(xlabel="step", ylabel="loss per target")
+    axes.legend()
+    figure.savefig(run.path("loss.png"), dpi=120)
+
+
+def model_card(run, config, seconds):
+    """Text of README.md: what the caller's card says, the last figures, the settings and the time."""
+    rows = read_metrics(run)
+    last = {}
+    for row in rows:
+        last.update(row)
+    lines = [f"# {run.card.get('title', Path(run.folder).resolve().name)}", ""]
+    for heading, text in run.card.items():
+        if heading != "title":
+            lines += [f"## {heading}", "", str(text), ""]
+    lines += ["## Figures", "", "| figure | value |", "|---|---|"]
+    lines += [f"| {name} | {value:.6g} |" for name, value in last.items() if name not in ("seconds", "lr")]
+    lines += ["", "## Training", "", f"- {last.get('step', 0):,} of {config['steps']:,} steps, {seconds / 60:.1f} minutes of CPU time",
+              f"- torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    lines += [f"- {name}: {value}" for name, value in config.items()]
+    return "\n".join(lines) + "\n"

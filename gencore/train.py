@@ -1,0 +1,393 @@
+"""fit(): the one training loop, for every modality, on one CPU, one GPU or several processes.
+
+Everything random is a function of (seed, step, process), so a run that was stopped and resumed ends with the bits of one that was not."""
+import json
+import math
+import random
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from gencore.check import CheckpointError, CommonthreadError, ConfigError, DataError
+from gencore.checkpoint import save_folder
+from gencore.config import to_dict
+from gencore.optim import EMA, Optimizers, make_optimizer, scale_gradients, schedule
+from gencore.run_folder import (Run, append_metrics, checkpoints, draw_loss, load_state, model_card, save_checkpoint, truncate_metrics)
+
+__all__ = ["Run", "TrainConfig", "TrainingError", "TrainingStopped", "fit"]
+
+FREE_TO_CHANGE = ("threads", "save_every", "eval_every")     # fields that may differ when a run is resumed
+
+
+class TrainingError(CommonthreadError):
+    """The training can't go on: a loss or a gradient is not finite."""
+
+
+class TrainingStopped(SystemExit):
+    """Raised after Ctrl-C or SIGTERM once the checkpoint is written: ends a script without a traceback (code 130 or 143)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 1000               # optimizer steps
+    batch: int = 32                 # rows of one step, over all processes
+    accumulate: int = 1             # micro-batches in a step; divides the rows of a process
+    lr: float = 1e-3                # peak rate of AdamW
+    muon_lr: float | None = None    # peak rate of Muon on the matrices inside blocks; None = AdamW for all
+    warmup: int = 100               # steps of linear rise
+    decay: float = 0.3              # last share of the steps, over which the rate falls linearly to 0
+    weight_decay: float = 0.1       # decoupled; not on norms and biases
+    clip: float | None = 1.0        # largest gradient norm; None = no clipping
+    ema: float | None = None        # decay of the running average that is exported; None = the weights themselves
+    precision: str = "float32"      # "float32", or "bf16": autocast over float32 weights
+    eval_every: int = 0             # steps between evaluations and samples; 0 = only at the end
+    save_every: int = 500           # steps between checkpoints; 0 = only at the end
+    seed: int = 0                   # of dropout, noise and everything else that fit draws
+    threads: int | None = None      # CPU threads; None = as torch has it
+
+
+@dataclass
+class Work:
+    """What the loop holds: the model, its optimizer and the counters."""
+    model: nn.Module                # the caller's, also when the processes wrap it
+    objective: nn.Module            # batch -> (summed loss, targets), prepared by accelerate
+    optimizer: Optimizers
+    accelerator: object
+    config: TrainConfig
+    run: Run
+    ema: EMA | None = None
+    step: int = 0                   # steps done
+    cpu_seconds: float = 0.0        # of this run's earlier parts
+    started: float = field(default_factory=time.process_time)
+
+    def say(self, text, always=False):
+        if self.accelerator.is_main_process and (always or self.run.progress):
+            from tqdm import tqdm
+            tqdm.write(text, file=sys.stderr)
+
+    def used(self):
+        """CPU seconds so far, over all parts of the run."""
+        return self.cpu_seconds + time.process_time() - self.started
+
+    @contextmanager
+    def ready(self):
+        """While open, the model is as it will be used: averaged weights, eval mode, no gradients."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        with torch.no_grad(), (self.ema.applied(self.model) if self.ema else nullcontext()):
+            yield
+        for module in training:
+            module.training = True
+
+
+class Objective(nn.Module):
+    """Model and loss as one module: what DDP wraps, so that the loss may call any method of the model."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch, generator):
+        summed, targets = self.loss(self.model, batch, generator)
+        return summed, torch.as_tensor(targets, dtype=torch.float32, device=summed.device)
+
+
+def fit(model, loss, data, config, *, run):
+    """Trains `model` in place and returns it (with the averaged weights when config.ema is set).
+
+    loss(model, batch, generator) -> (sum over targets, how many); data.batch(step, rank, world) -> dict of tensors."""
+    check_config(config)
+    threads = torch.get_num_threads()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        with StopSignals() as stop:
+            work = start(model, loss, config, run)
+            train(work, data, stop)
+            return finish(work)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(work, data, stop):
+    """The loop: schedule, accumulate, clip, step, EMA, evaluate, sample, save."""
+    from tqdm import tqdm
+    config, accelerator = work.config, work.accelerator
+    rank, world = accelerator.process_index, accelerator.num_processes
+    bar = tqdm(total=config.steps, initial=work.step, unit="step", mininterval=0.2 if sys.stderr.isatty() else 30,      # short log files
+               disable=not (work.run.progress and accelerator.is_main_process))
+    pace = Pace(work)
+    with bar:
+        while work.step < config.steps:
+            begun = time.perf_counter()
+            generator = seed_all(config.seed, work.step, rank)
+            share = schedule(work.step, config)
+            work.optimizer.set_share(share)
+            value, targets, stopping = accumulate(work, data, generator, stop.code)
+            norm = clip(work, targets)
+            check_finite(work, data, value, norm)
+            work.optimizer.step()
+            if work.ema:
+                work.ema.update(work.model)
+            work.step += 1
+            row = {"step": work.step, "loss": value, "lr": config.lr * share, "grad_norm": norm, "targets": int(targets),
+                   "seconds": round(time.perf_counter() - begun, 4)}
+            bar.update()
+            bar.set_postfix(loss=f"{value:.3f}", lr=f"{row['lr']:.1e}", refresh=False)
+            pace.tell(row["seconds"])
+            if due(work.step, config.eval_every, config.steps):
+                row |= evaluate(work)
+            if accelerator.is_main_process:
+                append_metrics(work.run, row)
+            if due(work.step, config.save_every, config.steps) or stopping:
+                save(work)
+            if stopping and work.step < config.steps:
+                raise_stopped(work, int(stopping))
+
+
+def accumulate(work, data, generator, stop_code):
+    """Gradients of the summed loss over all micro-batches and processes -> (loss per target, targets, stop code of any process)."""
+    accelerator, config = work.accelerator, work.config
+    batch = data.batch(work.step, accelerator.process_index, accelerator.num_processes)
+    parts = micro_batches(batch, config, accelerator.num_processes)
+    work.optimizer.zero_grad()
+    total = torch.zeros(3, device=accelerator.device)                                       # loss, targets, stop
+    total[2] = stop_code
+    for i, part in enumerate(parts):
+        part = {name: x.to(accelerator.device) if torch.is_tensor(x) else x for name, x in part.items()}
+        alone = accelerator.no_sync(work.objective) if i + 1 < len(parts) else nullcontext()      # processes meet once a step
+        with alone:
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                summed, targets = work.objective(part, generator)
+            accelerator.backward(summed)
+        total[:2] += torch.stack((summed.detach().float(), targets))
+    summed, targets, stopping = accelerator.reduce(total, reduction="sum").tolist()
+    if targets <= 0:
+        raise DataError(f"the batch of step {work.step} has no targets: nothing can be learnt from it")
+    return summed / targets, targets, stopping
+
+
+def micro_batches(batch, config, world):
+    """dict of (rows, ...) -> `accumulate` dicts of equal slices of its rows."""
+    rows = {len(value) for value in batch.values()}
+    if rows != {config.batch // world} or config.batch % world:
+        raise ConfigError(f"data gave {sorted(rows)} rows to each of {world} processes, TrainConfig.batch is {config.batch}: make them agree")
+    size, rest = divmod(config.batch // world, config.accumulate)
+    if rest or not size:
+        raise ConfigError(f"accumulate={config.accumulate} does not divide the {config.batch // world} rows of a process")
+    return [{name: value[i * size:(i + 1) * size] for name, value in batch.items()} for i in range(config.accumulate)]
+
+
+def clip(work, targets):
+    """Turns summed gradients into those of the mean over targets, clips them, and returns their norm before clipping."""
+    parameters = [p for p in work.model.parameters() if p.grad is not None]
+    scale_gradients(parameters, work.accelerator.num_processes / targets)                    # DDP has divided by the processes
+    return float(work.accelerator.clip_grad_norm_(parameters, work.config.clip or math.inf))
+
+
+def check_finite(work, data, value, norm):
+    """Stops before the weights are touched; the message names step, rate, rows and the checkpoint to go back to."""
+    if math.isfinite(value) and math.isfinite(norm):
+        return
+    rank, world = work.accelerator.process_index, work.accelerator.num_processes
+    rows = data.row_names(work.step, rank, world) if hasattr(data, "row_names") else range(work.config.batch // world)
+    listed = ", ".join(str(row) for row in list(rows)[:16]) + (", ..." if len(rows) > 16 else "")
+    rate = work.config.lr * schedule(work.step, work.config)
+    good = checkpoints(work.run)
+    kept = f"last good checkpoint: {good[-1][1]}" if good else "no checkpoint was written yet"
+    what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {norm}"
+    raise TrainingError(f"{what} at step {work.step} (lr {rate:.3g}), batch rows {listed}; {kept}: lower lr or clip, or look at these rows")
+
+
+def evaluate(work):
+    """Figures of the model that would be exported; samples go to samples/."""
+    figures = {}
+    work.accelerator.wait_for_everyone()
+    if work.accelerator.is_main_process and (work.run.evaluate or work.run.sample):
+        with work.ready():
+            if work.run.evaluate:
+                figures = {name: float(value) for name, value in work.run.evaluate(work.model).items()}
+                work.say(f"step {work.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            if work.run.sample:
+                folder = work.run.path("samples")
+                folder.mkdir(exist_ok=True)
+                work.run.sample(work.model, folder, work.step)
+    work.accelerator.wait_for_everyone()
+    return figures
+
+
+def save(work):
+    """Writes a whole checkpoint: exported files and the training state."""
+    if work.accelerator.is_main_process:
+        state = {"step": work.step, "config": to_dict(work.config), "model": work.model.state_dict(),
+                 "optimizer": work.optimizer.state_dict(), "ema": work.ema.state_dict() if work.ema else None, "cpu_seconds": work.used()}
+        save_checkpoint(work.run, work.step, export(work), state)
+        draw_loss(work.run)
+        work.run.path("README.md").write_text(model_card(work.run, to_dict(work.config), work.used()), encoding="utf-8")
+    work.accelerator.wait_for_everyone()
+
+
+def export(work):
+    """Files of the pretrained folder, from the weights that are to be used."""
+    with work.ready():
+        files = work.run.export(work.model) if work.run.export else {"model.safetensors": dict(work.model.state_dict())}
+        files = {name: {k: v.detach().cpu().clone() if torch.is_tensor(v) else v for k, v in content.items()}
+                 if isinstance(content, dict) else content for name, content in files.items()}
+    return files
+
+
+def start(model, loss, config, run):
+    """A new Work, or the one of the newest checkpoint when run.resume is set."""
+    from accelerate import Accelerator
+    accelerator = Accelerator()
+    seed_all(config.seed, 0, accelerator.process_index)
+    state = load_state(checkpoints(run)[-1][1]) if run.resume and checkpoints(run) else None
+    if not run.resume and checkpoints(run):
+        step, _ = checkpoints(run)[-1]
+        raise ConfigError(f"{run.folder} already holds a run at step {step}: resume it (resume=True, --resume) or choose another folder")
+    if state:
+        check_same_config(state["config"], to_dict(config), run)
+        load_weights(model, state["model"], run)
+    optimizer = make_optimizer(model, config)
+    objective, *parts = accelerator.prepare(Objective(model, loss).train(), *optimizer.parts)
+    ema = EMA(model, config.ema) if config.ema else None
+    work = Work(model, objective, Optimizers(parts), accelerator, config, run, ema)
+    if accelerator.is_main_process:
+        run.path().mkdir(parents=True, exist_ok=True)
+    if state:
+        work.optimizer.load_state_dict(state["optimizer"])
+        if ema:
+            ema.load_state_dict(state["ema"])
+        work.step, work.cpu_seconds = state["step"], state["cpu_seconds"]
+        work.say(f"resumed {run.folder} at step {work.step}")
+    elif run.resume:
+        work.say(f"nothing to resume in {run.folder}: starting at step 0")
+    if accelerator.is_main_process:
+        truncate_metrics(run, work.step)
+        run.path("config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    accelerator.wait_for_everyone()
+    return work
+
+
+def load_weights(model, saved, run):
+    """Puts a checkpoint's weights into the model, or says which do not fit."""
+    ours = model.state_dict()
+    wrong = [name for name in ours.keys() | saved.keys() if name not in ours or name not in saved or ours[name].shape != saved[name].shape]
+    if wrong:
+        raise CheckpointError(f"the checkpoint in {run.folder} is of another model: {sorted(wrong)[0]} does not fit ({len(wrong)} weights in all)")
+    model.load_state_dict(saved)
+
+
+def check_same_config(saved, now, run):
+    """A resumed run goes on under the settings it began with."""
+    free = FREE_TO_CHANGE + (("steps",) if run.extend else ())
+    differs = [f"{name} was {saved.get(name)!r}, is {value!r}" for name, value in now.items() if saved.get(name) != value and name not in free]
+    if differs:
+        raise ConfigError(f"{run.folder} was begun with other settings ({'; '.join(differs)}): use those, or start in another folder")
+
+
+def check_config(config):
+    """Ranges that a dataclass can't express."""
+    for name in ("steps", "batch", "accumulate"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} should be at least 1, got {getattr(config, name)}")
+    if config.precision not in ("float32", "bf16"):
+        raise ConfigError(f'precision should be "float32" or "bf16", got "{config.precision}"')
+    if not 0 <= config.decay <= 1:
+        raise ConfigError(f"decay is the share of steps over which the rate falls: expected 0 to 1, got {config.decay}")
+    if config.lr <= 0 or (config.muon_lr is not None and config.muon_lr <= 0):
+        raise ConfigError(f"lr and muon_lr should be above 0, got {config.lr} and {config.muon_lr}")
+
+
+def finish(work):
+    """Writes model/ and returns the model, carrying the weights that were exported."""
+    if work.accelerator.is_main_process:
+        files = export(work)
+        files.setdefault("README.md", model_card(work.run, to_dict(work.config), work.used()))
+        save_folder(work.run.path("model"), files)
+        if not work.run.path("README.md").exists():
+            work.run.path("README.md").write_text(files["README.md"], encoding="utf-8")
+        work.say(f"done: {work.run.path('model')}")
+    work.accelerator.wait_for_everyone()
+    if work.ema:
+        work.ema.copy_to(work.model)
+    return work.model.eval()
+
+
+def raise_stopped(work, code):
+    folder = checkpoints(work.run)[-1][1]
+    work.say(f"stopped after step {work.step} of {work.config.steps}; saved {folder}. To go on: the same command with --resume "
+             f"(Run(..., resume=True))", always=True)
+    raise TrainingStopped(code)
+
+
+def due(step, every, steps):
+    """Whether something done `every` steps, and at the end, is due after `step` steps."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def seed_all(seed, step, rank):
+    """Seeds torch, numpy and python from (seed, step, rank); returns a CPU generator for the noise of the step."""
+    number = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+    return torch.Generator().manual_seed(number)
+
+
+class StopSignals:
+    """While open, Ctrl-C and SIGTERM only set `code` (130, 143), so that the step is finished and saved; a second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.code = 0
+
+    def __enter__(self):
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        if self.code:
+            raise KeyboardInterrupt
+        self.code = 128 + number
+
+
+class Pace:
+    """Times the first ten steps of this part of the run and says how long the rest takes and what memory it needs."""
+
+    def __init__(self, work):
+        self.work, self.seconds = work, []
+
+    def tell(self, seconds):
+        """Call once a step."""
+        self.seconds.append(seconds)
+        if len(self.seconds) != 10:
+            return
+        left = self.work.config.steps - self.work.step
+        each = sorted(self.seconds[1:])[4]                                          # median; the first step warms up
+        self.work.say(f"about {left * each / 60:.1f} minutes for the {left:,} steps left ({each:.3f} s a step, evaluation not counted); "
+                      f"memory {peak_memory(self.work.accelerator.device) / 2**30:.2f} GiB")
+
+
+def peak_memory(device):
+    """Largest memory so far, in bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:                                                             # Windows has no such count
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
