@@ -81,7 +81,7 @@ def make_optimizer(model, config):
 
 
 class EMA:
-    """Running average of the trainable parameters, with decay min(decay, (1 + n) / (10 + n)) at update n, so that the start is soon forgotten."""
+    """Running average of the trainable parameters; decay min(decay, (1 + n) / (10 + n)) at update n, so that the start is forgotten."""
 
     def __init__(self, model, decay):
         if not 0 < decay < 1:

@@ -60,7 +60,8 @@ def load_state(folder):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} can't be read ({type(error).__name__}): remove {folder} to resume from the checkpoint before it") from error
+        raise CheckpointError(f"{path} can't be read ({type(error).__name__}): remove {folder} "
+                              f"to resume from the checkpoint before it") from error
 
 
 def append_metrics(run, row):

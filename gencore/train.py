@@ -4,9 +4,7 @@ Everything random is a function of (seed, step, process), so a run that was stop
 import json
 import math
 import random
-import signal
 import sys
-import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +17,8 @@ from gencore.check import CheckpointError, CommonthreadError, ConfigError, DataE
 from gencore.checkpoint import save_folder
 from gencore.config import to_dict
 from gencore.optim import EMA, Optimizers, make_optimizer, scale_gradients, schedule
-from gencore.run_folder import (Run, append_metrics, checkpoints, draw_loss, load_state, model_card, save_checkpoint, truncate_metrics)
+from gencore.run_folder import Run, append_metrics, checkpoints, draw_loss, load_state, model_card, save_checkpoint, truncate_metrics
+from gencore.watch import Pace, StopSignals
 
 __all__ = ["Run", "TrainConfig", "TrainingError", "TrainingStopped", "fit"]
 
@@ -66,6 +65,7 @@ class Work:
     step: int = 0                   # steps done
     cpu_seconds: float = 0.0        # of this run's earlier parts
     started: float = field(default_factory=time.process_time)
+    part_losses: list = field(default_factory=list)        # of the step's micro-batches: which one was not finite?
 
     def say(self, text, always=False):
         if self.accelerator.is_main_process and (always or self.run.progress):
@@ -120,14 +120,13 @@ def train(work, data, stop):
     """The loop: schedule, accumulate, clip, step, EMA, evaluate, sample, save."""
     from tqdm import tqdm
     config, accelerator = work.config, work.accelerator
-    rank, world = accelerator.process_index, accelerator.num_processes
     bar = tqdm(total=config.steps, initial=work.step, unit="step", mininterval=0.2 if sys.stderr.isatty() else 30,      # short log files
                disable=not (work.run.progress and accelerator.is_main_process))
-    pace = Pace(work)
+    pace = Pace(config.steps - work.step, accelerator.device, work.say)
     with bar:
         while work.step < config.steps:
             begun = time.perf_counter()
-            generator = seed_all(config.seed, work.step, rank)
+            generator = seed_all(config.seed, work.step, accelerator.process_index)
             share = schedule(work.step, config)
             work.optimizer.set_share(share)
             value, targets, stopping = accumulate(work, data, generator, stop.code)
@@ -158,6 +157,7 @@ def accumulate(work, data, generator, stop_code):
     batch = data.batch(work.step, accelerator.process_index, accelerator.num_processes)
     parts = micro_batches(batch, config, accelerator.num_processes)
     work.optimizer.zero_grad()
+    work.part_losses.clear()
     total = torch.zeros(3, device=accelerator.device)                                       # loss, targets, stop
     total[2] = stop_code
     for i, part in enumerate(parts):
@@ -167,6 +167,7 @@ def accumulate(work, data, generator, stop_code):
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 summed, targets = work.objective(part, generator)
             accelerator.backward(summed)
+        work.part_losses.append(summed.detach())
         total[:2] += torch.stack((summed.detach().float(), targets))
     summed, targets, stopping = accelerator.reduce(total, reduction="sum").tolist()
     if targets <= 0:
@@ -178,7 +179,8 @@ def micro_batches(batch, config, world):
     """dict of (rows, ...) -> `accumulate` dicts of equal slices of its rows."""
     rows = {len(value) for value in batch.values()}
     if rows != {config.batch // world} or config.batch % world:
-        raise ConfigError(f"data gave {sorted(rows)} rows to each of {world} processes, TrainConfig.batch is {config.batch}: make them agree")
+        raise ConfigError(f"data gave {sorted(rows)} rows to each of {world} processes, TrainConfig.batch is {config.batch}: "
+                          f"make them agree")
     size, rest = divmod(config.batch // world, config.accumulate)
     if rest or not size:
         raise ConfigError(f"accumulate={config.accumulate} does not divide the {config.batch // world} rows of a process")
@@ -196,14 +198,22 @@ def check_finite(work, data, value, norm):
     """Stops before the weights are touched; the message names step, rate, rows and the checkpoint to go back to."""
     if math.isfinite(value) and math.isfinite(norm):
         return
-    rank, world = work.accelerator.process_index, work.accelerator.num_processes
-    rows = data.row_names(work.step, rank, world) if hasattr(data, "row_names") else range(work.config.batch // world)
-    listed = ", ".join(str(row) for row in list(rows)[:16]) + (", ..." if len(rows) > 16 else "")
+    rows = bad_rows(work, data)
+    listed = ", ".join(str(row) for row in rows[:16]) + (", ..." if len(rows) > 16 else "")
     rate = work.config.lr * schedule(work.step, work.config)
     good = checkpoints(work.run)
     kept = f"last good checkpoint: {good[-1][1]}" if good else "no checkpoint was written yet"
     what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {norm}"
     raise TrainingError(f"{what} at step {work.step} (lr {rate:.3g}), batch rows {listed}; {kept}: lower lr or clip, or look at these rows")
+
+
+def bad_rows(work, data):
+    """Names of this process's rows whose micro-batch has no finite loss; of all its rows when there is no such micro-batch."""
+    rank, world = work.accelerator.process_index, work.accelerator.num_processes
+    size = work.config.batch // world // work.config.accumulate
+    names = data.row_names(work.step, rank, world) if hasattr(data, "row_names") else range(size * work.config.accumulate)
+    bad = [i for i, loss in enumerate(work.part_losses) if not math.isfinite(loss)] or range(work.config.accumulate)
+    return [name for i in bad for name in list(names)[i * size:(i + 1) * size]]
 
 
 def evaluate(work):
@@ -246,7 +256,7 @@ def export(work):
 def start(model, loss, config, run):
     """A new Work, or the one of the newest checkpoint when run.resume is set."""
     from accelerate import Accelerator
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="no")                                      # bf16 is autocast below, in plain sight
     seed_all(config.seed, 0, accelerator.process_index)
     state = load_state(checkpoints(run)[-1][1]) if run.resume and checkpoints(run) else None
     if not run.resume and checkpoints(run):
@@ -281,14 +291,16 @@ def load_weights(model, saved, run):
     ours = model.state_dict()
     wrong = [name for name in ours.keys() | saved.keys() if name not in ours or name not in saved or ours[name].shape != saved[name].shape]
     if wrong:
-        raise CheckpointError(f"the checkpoint in {run.folder} is of another model: {sorted(wrong)[0]} does not fit ({len(wrong)} weights in all)")
+        raise CheckpointError(f"the checkpoint in {run.folder} is of another model: {sorted(wrong)[0]} does not fit "
+                              f"({len(wrong)} weights in all)")
     model.load_state_dict(saved)
 
 
 def check_same_config(saved, now, run):
     """A resumed run goes on under the settings it began with."""
     free = FREE_TO_CHANGE + (("steps",) if run.extend else ())
-    differs = [f"{name} was {saved.get(name)!r}, is {value!r}" for name, value in now.items() if saved.get(name) != value and name not in free]
+    differs = [f"{name} was {saved.get(name)!r}, is {value!r}" for name, value in now.items()
+               if saved.get(name) != value and name not in free]
     if differs:
         raise ConfigError(f"{run.folder} was begun with other settings ({'; '.join(differs)}): use those, or start in another folder")
 
@@ -337,57 +349,6 @@ def seed_all(seed, step, rank):
     """Seeds torch, numpy and python from (seed, step, rank); returns a CPU generator for the noise of the step."""
     number = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     torch.manual_seed(number)
-    np.random.seed(number)
+    np.random.seed(number)  # noqa: NPY002  (a data set may draw from the old global state)
     random.seed(number)
     return torch.Generator().manual_seed(number)
-
-
-class StopSignals:
-    """While open, Ctrl-C and SIGTERM only set `code` (130, 143), so that the step is finished and saved; a second Ctrl-C stops at once."""
-
-    def __init__(self):
-        self.code = 0
-
-    def __enter__(self):
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, frame):
-        if self.code:
-            raise KeyboardInterrupt
-        self.code = 128 + number
-
-
-class Pace:
-    """Times the first ten steps of this part of the run and says how long the rest takes and what memory it needs."""
-
-    def __init__(self, work):
-        self.work, self.seconds = work, []
-
-    def tell(self, seconds):
-        """Call once a step."""
-        self.seconds.append(seconds)
-        if len(self.seconds) != 10:
-            return
-        left = self.work.config.steps - self.work.step
-        each = sorted(self.seconds[1:])[4]                                          # median; the first step warms up
-        self.work.say(f"about {left * each / 60:.1f} minutes for the {left:,} steps left ({each:.3f} s a step, evaluation not counted); "
-                      f"memory {peak_memory(self.work.accelerator.device) / 2**30:.2f} GiB")
-
-
-def peak_memory(device):
-    """Largest memory so far, in bytes: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:                                                             # Windows has no such count
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
