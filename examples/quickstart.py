@@ -1,0 +1,117 @@
+"""A minute with the models that ship: a paragraph, pictures drawn from words, spoken words, and the pictures read back into words.
+
+    python examples/quickstart.py                      writes into ./demo-output, needs no network and no GPU
+    python examples/quickstart.py --seed 1             another paragraph, other pictures, other takes
+"""
+
+import argparse
+import textwrap
+import time
+from pathlib import Path
+
+OPENING = "It was a dark night, and the rain"
+PROMPTS = ["a handwritten seven", "slice of pizza, noto style", "red heart, twemoji style", "a handwritten three",
+           "sun with face, noto style", "cat face, fluent-3d style", "snowman, openmoji style", "evergreen tree, fluent-flat style"]
+SPOKEN = [("seven", "george"), ("two", "jackson"), ("nine", "lucas"), ("four", "theo")]
+
+
+def write_paragraph(out: Path, seed: int) -> Path:
+    """A paragraph in the novelist's hand, on the screen as it comes."""
+    from textgen import CausalLM
+    lm = CausalLM.from_pretrained("novelist")
+    column, words = len(OPENING), []
+    print(OPENING, end="", flush=True)
+    for piece in lm.stream(OPENING, max_new_tokens=120, temperature=0.8, top_p=0.95, seed=seed):
+        for word in textwrap.wrap(piece, drop_whitespace=False) or [piece]:
+            column = 0 if "\n" in word else column + len(word)
+            wrap = column > 100 and word.startswith(" ")
+            print("\n" + word[1:] if wrap else word, end="", flush=True)
+            column = len(word) if wrap else column
+        words.append(piece)
+    print()
+    path = out / "paragraph.txt"
+    path.write_text(OPENING + "".join(words) + "\n", encoding="utf-8")
+    return path
+
+
+def draw_pictures(out: Path, seed: int) -> tuple[Path, list]:
+    """Eight prompts -> the pictures, each in its own file, and all of them in one grid."""
+    from imagegen import TextToImage
+    painter = TextToImage.from_pretrained("painter")
+    pictures = painter(PROMPTS, steps=20, guidance=3.0, seed=seed)
+    (out / "pictures").mkdir(exist_ok=True)
+    for prompt, picture in zip(PROMPTS, pictures):
+        picture.save(out / "pictures" / f"{prompt.replace(',', '').replace(' ', '-')}.png")
+    path = out / "pictures.png"
+    labelled_grid(pictures, PROMPTS).save(path)
+    return path, pictures
+
+
+def labelled_grid(pictures: list, labels: list[str], columns: int = 4, side: int = 160, room: int = 34):
+    """PIL pictures and a label for each -> one PIL picture."""
+    from PIL import Image, ImageDraw, ImageFont
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * (side + room)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, (picture, label) in enumerate(zip(pictures, labels)):
+        left, top = i % columns * side, i // columns * (side + room)
+        sheet.paste(picture.convert("RGB").resize((side - 12, side - 12), Image.Resampling.BICUBIC), (left + 6, top + 6))
+        pen.multiline_text((left + side // 2, top + side - 3), textwrap.fill(label, 24), "black", font, "ma", align="center")
+    return sheet
+
+
+def speak_words(out: Path, seed: int) -> tuple[Path, Path]:
+    """Four digit words, each in a named voice -> one clip after another, and their spectrogram."""
+    import torch
+
+    from audiogen import Audio, TextToSpeech
+    speaker = TextToSpeech.from_pretrained("speaker")
+    clips = []
+    (out / "words").mkdir(exist_ok=True)
+    for word, voice in SPOKEN:
+        clips.append(speaker(word, voice=voice, seed=seed))
+        clips[-1].save(out / "words" / f"{word}-{voice}.wav")
+    silence = torch.zeros(1, clips[0].sample_rate // 5)
+    whole = Audio(torch.cat([part for clip in clips for part in (clip.waveform, silence)], 1), clips[0].sample_rate)
+    return whole.save(out / "spoken.wav"), whole.draw(out / "spectrogram.png")
+
+
+def read_pictures(pictures: list) -> None:
+    """The pictures just drawn, in words again."""
+    from multimodal import Captioner
+    reader = Captioner.from_pretrained("reader")
+    width = max(map(len, PROMPTS))
+    print(f"{'asked for':<{width}}   read back")
+    for prompt, picture in zip(PROMPTS, pictures):
+        print(f"{prompt:<{width}}   {reader(picture)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder to write into (default: demo-output)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same files (default: 0)")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+
+    print("\n1 of 4: a paragraph by the novelist\n")
+    paragraph = write_paragraph(args.out, args.seed)
+    print("\n2 of 4: pictures by the painter\n")
+    grid, pictures = draw_pictures(args.out, args.seed)
+    print("\n3 of 4: words by the speaker\n")
+    spoken, spectrogram = speak_words(args.out, args.seed)
+    print(f"{', '.join(f'{word} ({voice})' for word, voice in SPOKEN)}")
+    print("\n4 of 4: captions by the reader\n")
+    read_pictures(pictures)
+
+    print(f"\nDone in {time.perf_counter() - begun:.0f} s. What was made:")
+    for path, what in ((paragraph, "the paragraph"), (grid, "the pictures with their prompts"), (spoken, "the spoken words"),
+                       (spectrogram, "their spectrogram"), (args.out / "pictures", "each picture"), (args.out / "words", "each word")):
+        print(f"  {path!s:<28} {what}")
+    print(f"""
+Each file in pictures/ and words/ remembers how it was made. To make one again, to the byte:
+  python -c "import gencore; gencore.replay('{next((args.out / "words").glob("*.wav")).as_posix()}')" """)
+
+
+if __name__ == "__main__":
+    main()

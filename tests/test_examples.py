@@ -1,0 +1,68 @@
+"""Every example answers --help at once and says what it takes; the quickstart makes what it says, in under a minute."""
+
+import re
+import subprocess
+import sys
+import time
+import wave
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import gencore
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def run(script: Path, *arguments: str, timeout: int = 300) -> str:
+    done = subprocess.run([sys.executable, str(script), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """(folder, what was printed, seconds) of one quickstart."""
+    folder, begun = tmp_path_factory.mktemp("demo"), time.perf_counter()
+    return folder, run(ROOT / "examples" / "quickstart.py", "--out", str(folder)), time.perf_counter() - begun
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_explains_itself(script):
+    words = run(script, "--help")
+    assert "usage:" in words and len(words) > 300
+    if script.stem.startswith("train"):
+        assert "--data" in words and "--resume" in words
+
+
+def test_the_quickstart_takes_less_than_a_minute(demo):
+    assert demo[2] < 60
+
+
+def test_the_quickstart_prints_a_paragraph_and_captions(demo):
+    _, printed, _ = demo
+    paragraph = printed.split("2 of 4")[0].split("novelist\n")[1]
+    assert len(paragraph.split()) > 60
+    assert max(map(len, printed.splitlines())) < 140
+    table = printed.split("read back\n")[1].split("\n\n")[0].splitlines()
+    assert len(table) == 8 and all(re.search(r"\S {3,}\S", line) for line in table)
+
+
+def test_the_quickstart_writes_pictures_sound_and_a_spectrogram(demo):
+    folder, _, _ = demo
+    for name in ("pictures.png", "spectrogram.png"):
+        with Image.open(folder / name) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
+    with wave.open(str(folder / "spoken.wav")) as sound:
+        assert 1 < sound.getnframes() / sound.getframerate() < 20
+        assert len(set(sound.readframes(sound.getnframes()))) > 100
+    assert len(list((folder / "pictures").glob("*.png"))) == 8 and len(list((folder / "words").glob("*.wav"))) == 4
+
+
+def test_what_the_quickstart_made_is_made_again_from_its_recipe(demo):
+    folder, _, _ = demo
+    for name in ("words/seven-george.wav", "pictures/a-handwritten-seven.png"):
+        report = gencore.replay(folder / name)
+        assert report
