@@ -1,0 +1,339 @@
+"""Checkpoints: folders of safetensors and JSON that are written whole, read only when they are what was written, never pickles.
+
+`save_folder` writes one, `load_tensors` and `read_json` read it, `resolve` finds it by name, `seal` accepts changes made by hand.
+A folder without digests.json is another library's (the Hub's layout): its format and shapes are checked, its bytes can't be."""
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from gencore import digest
+from gencore.check import CheckpointError, InputError, nearest, unknown
+from gencore.digest import DIGESTS, ON_PURPOSE
+from gencore.folder import appearing, recover, write_file
+
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+INDEX = ".safetensors.index.json"
+CARRIED_LIMIT = 1000            # files of somebody else that a save takes along; more of them is no checkpoint folder
+
+
+def save_folder(folder, files):
+    """{relative name: dict of tensors (*.safetensors), dict (*.json), str or bytes} -> a folder that appears by one rename.
+
+    An existing checkpoint is replaced; files in it that no save has written (notes, samples) stay. Adds digests.json."""
+    folder = Path(folder).resolve()                             # a link to a folder stays a link
+    for name, value in files.items():
+        _check_file(name, value)
+    kept = _foreign_files(folder, files)
+    try:
+        with appearing(folder) as fresh:
+            for name, value in files.items():
+                _write(fresh / name, value)
+            entries = {name: digest.describe(fresh / name) for name in files}
+            (fresh / DIGESTS).write_bytes(digest.digests_text(entries))
+            for name in kept:
+                _carry(folder / name, fresh / name)
+    except OSError as error:
+        raise CheckpointError(f"could not save {folder}: {error.strerror or error}; what was there before is unharmed") from error
+
+
+def seal(folder):
+    """Accepts a folder as it is now: digests.json is written anew for its weights, its JSON files and what it listed before."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"no folder {folder}: nothing to seal")
+    try:
+        listed = digest.parse_json((folder / DIGESTS).read_bytes(), folder / DIGESTS)
+    except (OSError, CheckpointError):
+        listed = {}
+    files = [path for path in _files(folder) if path.suffix in (".safetensors", ".json") or path.relative_to(folder).as_posix() in listed]
+    entries = {path.relative_to(folder).as_posix(): digest.describe(path) for path in files if path.name != DIGESTS}
+    write_file(folder / DIGESTS, digest.digests_text(entries))
+
+
+def load_tensors(path, expect=None):
+    """A .safetensors file, an index of shards or a folder with one of them -> {name: tensor} on the CPU, in the file's dtypes.
+
+    `expect` is {name: shape} of the model: other names or shapes are refused before anything is allocated."""
+    path = Path(path)
+    while True:
+        before = _identity(path)
+        try:
+            tensors = _load(path, expect)
+            if _identity(path) == before:
+                return tensors
+        except (CheckpointError, OSError) as error:
+            if _identity(path) == before:
+                raise error if isinstance(error, CheckpointError) else CheckpointError(f"could not read {path}: {error}") from error
+        # somebody replaced the folder meanwhile: what was read may be of two checkpoints, so read again
+
+
+def read_json(path):
+    """A JSON file -> dict, compared with its digest; CheckpointError names the file and the field."""
+    path = Path(path)
+    recover(path.parent)
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}: the checkpoint is incomplete, save or download it again")
+    raw = path.read_bytes()
+    values = digest.parse_json(raw, path)
+    digest.check_fields(path, raw, values)
+    return values
+
+
+def resolve(name_or_folder, package, *, hub=True):
+    """A shipped name of `package` ("textgen"), an existing folder, else (if `hub`) a Hub id "owner/name" -> Path of the folder."""
+    shipped = {path.name: path for path in _pretrained(package).glob("*") if path.is_dir() and path.name[0] not in "._"}
+    if not isinstance(name_or_folder, (str, os.PathLike)) or not os.fspath(name_or_folder):
+        raise InputError(f"expected the name or folder of a {package} model, got {name_or_folder!r}")
+    name = os.fspath(name_or_folder)
+    if name in shipped:
+        return shipped[name]
+    if not hub and name.startswith(("//", "\\\\")):             # a share of another computer
+        raise CheckpointError(f'"{name}" lies on the network: copy it to a folder here')
+    folder = Path(name).expanduser()
+    recover(folder)
+    if os.path.exists(folder):
+        return _checked_folder(folder)
+    if isinstance(name_or_folder, Path) or _is_path(name):
+        known = ", ".join(sorted(shipped)) or "none"
+        raise CheckpointError(f"no folder {name}: give an existing folder or a shipped name (of {package}: {known})")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        raise unknown(f"{package} model", name, shipped)
+    if not hub:
+        raise CheckpointError(f'no folder "{name}" here, and nothing is fetched for it: give a folder that holds it')
+    return _checked_folder(_download(name))
+
+
+def weights_digest(folder):
+    """16 hex digits that stand for every weight under `folder`, whatever their order and shards."""
+    folder = Path(folder)
+    entries = digest.read_digests(folder)
+    if entries is None:
+        found = {path.relative_to(folder).as_posix(): path for path in _files(folder) if path.suffix == ".safetensors"}
+        entries = {name: {"tensors": digest.tensor_digests(path, digest.read_header(path))} for name, path in found.items()}
+    lines = sorted(f"{PurePosixPath(file).parent}/{tensor} {sha256}"
+                   for file, entry in entries.items() for tensor, sha256 in entry.get("tensors", {}).items())
+    if not lines:
+        raise CheckpointError(f"{folder} holds no weights (.safetensors)")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+# ---- writing ----
+
+def _check_file(name, value):
+    """One item of save_folder's `files`, or InputError."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or "\\" in name or ":" in name or any(part.startswith(".") for part in parts) or name == DIGESTS:
+        raise InputError(f'"{name}" should be a relative name inside the folder, without "..", other than {DIGESTS}')
+    fits = {".safetensors": isinstance(value, Mapping) and all(isinstance(t, torch.Tensor) for t in value.values()),
+            ".json": isinstance(value, (Mapping, str, bytes))}
+    if not fits.get(PurePosixPath(name).suffix, isinstance(value, (str, bytes))):
+        raise InputError(f"{name} should be a dict of tensors (*.safetensors), a dict (*.json), str or bytes, got {type(value).__name__}")
+
+
+def _write(path, value):
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        seen = set()
+        tensors = {name: _alone(tensor, seen) for name, tensor in value.items()}
+        path.touch()
+        mode = path.stat().st_mode                              # save_file itself makes files that nobody else may read
+        save_file(tensors, path, metadata={"format": "pt"})     # transformers wants the format
+        path.chmod(mode)
+    elif isinstance(value, Mapping):
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
+    else:
+        path.write_bytes(value.encode("utf-8") if isinstance(value, str) else value)
+
+
+def _alone(tensor, seen):
+    """The tensor on the CPU with memory of its own: views of one storage (a split matrix, tied weights) become copies."""
+    tensor = tensor.detach().cpu().contiguous()
+    storage = tensor.untyped_storage()
+    if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+        return tensor.clone()
+    seen.add(storage.data_ptr())
+    return tensor
+
+
+def _foreign_files(folder, files):
+    """Names of the files in an existing folder that no save has written; InputError where replacing would lose or confuse."""
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder")
+    entries = digest.read_digests(folder) or {}
+    names = [name for path in _files(folder) if (name := path.relative_to(folder).as_posix()) != DIGESTS]
+    names = [name for name in names if name not in entries and name not in files]
+    weights = [name for name in names if name.endswith((".safetensors", INDEX))]
+    if weights:
+        raise InputError(f"{folder} holds weights that were not saved by this toolkit ({weights[0]}): save into another folder")
+    if len(names) > CARRIED_LIMIT:
+        raise InputError(f"{folder} holds more than {CARRIED_LIMIT} other files ({names[0]}): save into a folder of its own")
+    return names
+
+
+def _carry(path, fresh):
+    """Takes a file along into the new folder, without copying it where the file system has links."""
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, fresh, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(path, fresh, follow_symlinks=False)
+
+
+def _files(folder):
+    """Files under `folder` in order, hidden ones left out."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+# ---- reading ----
+
+def _load(path, expect):
+    """load_tensors, once."""
+    from safetensors import safe_open
+
+    headers = {file: digest.read_header(file) for file in _weight_files(path)}
+    _check_index(path, headers)
+    if expect is not None:
+        have = {name: entry.shape for header in headers.values() for name, entry in header.items()}
+        _check_expected(path, have, {name: tuple(shape) for name, shape in expect.items()})
+    tensors = {}
+    for file, header in headers.items():
+        digest.check_weights(file, header)
+        with safe_open(file, framework="pt") as opened:
+            tensors.update({name: opened.get_tensor(name) for name in header})
+    return tensors
+
+
+def _identity(path):
+    """What changes when the folder of `path` is replaced by another of the same name."""
+    folder = path if path.is_dir() else path.parent
+    recover(folder)
+    if not folder.is_dir():
+        return None
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino, stat.st_ctime_ns
+
+
+def _weight_files(path):
+    """The .safetensors files behind a file, an index or a folder."""
+    path = _index_of(path)
+    if path.suffix in PICKLES:
+        raise CheckpointError(f"{path} is a pickle, which can run any code when it is read: convert it to safetensors first")
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}: the checkpoint is incomplete, save or download it again")
+    if not path.name.endswith(INDEX):
+        return [path]
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f'{path}: the field "weight_map" should map tensors to files')
+    for tensor, shard in shards.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
+            raise CheckpointError(f'{path}: tensor "{tensor}" should lie in a .safetensors file beside it, got {shard!r}')
+    return [_present(path.parent / shard) for shard in sorted(set(shards.values()))]
+
+
+def _index_of(path):
+    """A folder, or a file that exists only in shards -> the one file or index to read."""
+    if path.name.endswith(".safetensors") and not path.is_file() and (index := path.with_name(path.name + ".index.json")).is_file():
+        return index
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*" + INDEX)) or sorted(path.glob("*.safetensors"))
+    if len(found) > 1:
+        raise CheckpointError(f"{path} holds several weight files ({', '.join(f.name for f in found[:5])}): name one of them")
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+    return found[0] if found else pickles[0] if pickles else path / "model.safetensors"
+
+
+def _present(path):
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}, which the index names: the checkpoint is incomplete, download it again")
+    return path
+
+
+def _check_index(path, headers):
+    """Every tensor lies in the shard that the index names, and nowhere else."""
+    index = _index_of(path)
+    if not index.name.endswith(INDEX):
+        return
+    shards = read_json(index)["weight_map"]
+    for file, header in headers.items():
+        wrong = [name for name in header if shards.get(name) != file.name]
+        if wrong:
+            raise CheckpointError(f'{file}: tensor "{wrong[0]}" should be in {shards.get(wrong[0], "no shard")} by the index {index.name}')
+    have = {name for header in headers.values() for name in header}
+    missing = [name for name in shards if name not in have]
+    if missing:
+        raise CheckpointError(f'{index}: tensor "{missing[0]}" is missing from {shards[missing[0]]}: download it again')
+
+
+def _check_expected(path, have, expect):
+    """CheckpointError unless names and shapes of the file are those that the configuration makes."""
+    missing, extra = [n for n in expect if n not in have], [n for n in have if n not in expect]
+    shapes = [f'tensor "{n}" should have shape {expect[n]}, got {have[n]}' for n in expect if n in have and have[n] != expect[n]]
+    notes = []
+    if missing:
+        notes.append("missing " + _listed([f'tensor "{name}"{nearest(name, extra)}' for name in missing]))
+    if extra:
+        notes.append("unexpected " + _listed([f'tensor "{name}"' for name in extra]))
+    if shapes:
+        notes.append(_listed(shapes))
+    if notes:
+        raise CheckpointError(f"{path} does not fit its configuration: {'; '.join(notes)}")
+
+
+def _listed(items):
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+# ---- finding ----
+
+def _is_path(name):
+    """Does a name that doesn't exist mean a place on this disk, rather than a shipped or Hub name?"""
+    parent = os.path.dirname(name)
+    return "\\" in name or name.count("/") > 1 or re.match(r"[.~/]|\w:", name) or (parent and os.path.exists(parent))
+
+
+def _pretrained(package):
+    """Folder of the weights that ship with a package, without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f'no package "{package}"')
+    return Path(list(spec.submodule_search_locations)[0]) / "pretrained"
+
+
+def _checked_folder(folder):
+    """`folder` when it looks like a checkpoint."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: give the folder that holds it")
+    if not any(folder.iterdir()):
+        raise CheckpointError(f"the folder {folder} is empty: it should hold config.json and *.safetensors")
+    if not (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+        raise CheckpointError(f"the folder {folder} has no config.json (or model_index.json): it is no checkpoint, or an incomplete one")
+    return folder
+
+
+def _download(name):
+    """The folder of a Hub id in the local cache, fetched when the network allows."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f'no folder "{name}" here, and the Hub gave no model of that name: {reason[:200]}') from error

@@ -1,0 +1,119 @@
+"""A folder that appears whole: written beside its place, made durable, then put there by one rename.
+
+Whoever is killed at any moment leaves the old folder or the new one, never a mixture; what he left beside it is removed by the
+next one who writes there."""
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2     # linux/fcntl.h, linux/fs.h
+
+
+@contextlib.contextmanager
+def appearing(folder):
+    """Yields an empty temporary sibling (`.name.tmp-<pid>`); afterwards it is `folder`. An exception leaves `folder` as it was."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recover(folder)
+    sweep(folder)
+    fresh = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    fresh.mkdir()
+    try:
+        yield fresh
+        for place, _, files in os.walk(fresh, topdown=False):
+            for name in files:
+                _flush(os.path.join(place, name))
+            _flush(place)
+        _put(fresh, folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)                # the failed new folder, or the old one after an exchange
+        if folder.exists():
+            shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def recover(folder):
+    """Puts the old folder back when its writer was killed between the two renames of the way without exchange."""
+    folder = Path(folder)
+    if not os.path.exists(folder) and os.path.isdir(_old(folder)):
+        with contextlib.suppress(OSError):                      # another reader was faster, or the disk is read-only
+            os.rename(_old(folder), folder)
+
+
+def sweep(folder):
+    """Removes what killed writers left beside `folder`; a writer that is alive keeps his."""
+    prefix = f".{folder.name}.tmp-"
+    for stray in folder.parent.iterdir():
+        if stray.name.startswith(prefix) and not _alive(stray.name[len(prefix):]):
+            shutil.rmtree(stray, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def write_file(path, raw):
+    """Bytes -> a file that appears whole, in the same manner."""
+    path = Path(path)
+    fresh = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        fresh.write_bytes(raw)
+        _flush(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _put(fresh, folder):
+    """`fresh` takes the place of `folder`; the old one is left under the name of `fresh` or of `.name.old`."""
+    if not folder.exists():
+        return os.rename(fresh, folder)
+    if _exchange(fresh, folder):
+        return None
+    for _ in range(9):                                          # a reader may put the old one back in between: recover()
+        os.rename(folder, _old(folder))
+        try:
+            return os.rename(fresh, folder)
+        except OSError:
+            if not folder.exists():
+                os.rename(_old(folder), folder)
+                raise
+    raise FileExistsError(errno.EEXIST, "somebody else keeps writing there", str(folder))
+
+
+def _exchange(one, other):
+    """Swaps two folders in one step where the system can (Linux); False where it can't."""
+    if not sys.platform.startswith("linux"):
+        return False
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return swap is not None and swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def _old(folder):
+    return folder.parent / f".{folder.name}.old"
+
+
+def _flush(path):
+    """Waits until a file or folder is on the disk."""
+    if os.name == "nt" and os.path.isdir(path):                 # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _alive(pid):
+    """Is there another process of this number? (Ours writes one folder at a time, so its own strays are dead.)"""
+    if not pid.isdigit() or int(pid) == os.getpid() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,241 @@
+"""Recipes: how an output was made, carried inside its PNG or WAV or beside its text, and made again by `replay(file)`.
+
+A package that makes outputs of a kind calls, at import, `register(kind, maker)`:
+    maker(recipe) -> the output as a user gets it: a str, or a picture or sound with `.save(path)` (PIL.Image, Audio)
+It loads `from_pretrained(recipe.model)` (checked before: a shipped name or a folder here, never the network) and calls it with
+`recipe.inputs`, `recipe.seed` and `recipe.settings`, which come from a file: they are checked like a stranger's arguments.
+One recipe makes one output. The output is saved beside the file's format and compared by pixels, samples or text; a package
+whose files need another comparison passes `same(output, path) -> bool` as the third argument."""
+import contextlib
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from gencore.check import CommonthreadError, InputError, nearest
+from gencore.checkpoint import resolve, weights_digest
+from gencore.digest import parse_json
+from gencore.folder import write_file
+from gencore.metadata import LIMIT, png_text, png_with_text, wav_comment, wav_samples, wav_with_comment
+
+PACKAGES = {"text": "textgen", "image": "imagegen", "audio": "audiogen", "caption": "multimodal"}     # who makes which kind
+SEEDS = range(-(1 << 63), 1 << 64)                                                                    # what torch accepts
+MAKERS = {}
+
+
+class ReplayError(CommonthreadError):
+    """The output could not be made again; `.output` is what was made instead (None when nothing was)."""
+
+    def __init__(self, message, output=None):
+        super().__init__(message)
+        self.output = output
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one output was made. Values are those of JSON: a recipe equals what is read back from a file."""
+    kind: str           # a key of PACKAGES
+    model: str          # shipped name, folder or Hub id
+    digest: str         # weights_digest of its folder
+    inputs: dict        # what the user asked for: {"prompt": ...}
+    seed: int
+    settings: dict      # every other argument that shapes the output: steps, guidance, temperature ...
+    versions: dict      # what else shapes the bits: see versions()
+
+    def __post_init__(self):
+        for name in ("kind", "model", "digest"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value or not value.isprintable() or len(value) > 4096:
+                raise InputError(f"recipe: {name} should be a short text, got {value!r:.80}")
+        if type(self.seed) is not int or self.seed not in SEEDS:
+            raise InputError(f"recipe: seed should be a whole number of 64 bits, got {self.seed!r:.80}")
+        for name in ("inputs", "settings", "versions"):
+            value = getattr(self, name)
+            if not isinstance(value, dict):
+                raise InputError(f"recipe: {name} should be a dict, got {value!r:.80}")
+            object.__setattr__(self, name, _plain(name, value))
+
+    @classmethod
+    def made(cls, kind, model, digest, *, inputs, seed, settings):
+        """The recipe of an output that is made here and now: versions and thread count are filled in."""
+        return cls(kind, os.fspath(model), digest, inputs, seed, settings, versions())
+
+    def to_json(self):
+        """One line of ASCII."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        if len(text) > LIMIT:
+            raise InputError(f"recipe: {len(text)} bytes of JSON, expected at most {LIMIT}: shorten inputs")
+        return text
+
+    @classmethod
+    def from_json(cls, text):
+        """JSON text or bytes of anybody -> Recipe, or InputError naming the field."""
+        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        values = parse_json(raw, "recipe", limit=LIMIT, error=InputError)
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise InputError(f'recipe: unknown field "{key}"{nearest(key, names)}')
+        for name in names:
+            if name not in values:
+                raise InputError(f"recipe: the field {name} is missing")
+        return cls(**values)
+
+
+def versions():
+    """What shapes the bits of an output besides its recipe: {"commonthread", "torch", "threads", "cpu"}."""
+    import torch
+
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"commonthread": _own_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu}
+
+
+# ---- in and out of files ----
+
+def embed_png(path, recipe):
+    """Writes the recipe into a PNG file that exists (text chunk "recipe"); the pixels stay."""
+    write_file(path, png_with_text(_bytes(path), "recipe", recipe.to_json()))
+
+
+def embed_wav(path, recipe):
+    """Writes the recipe into a WAV file that exists (RIFF INFO, ICMT); the samples stay."""
+    write_file(path, wav_with_comment(_bytes(path), recipe.to_json()))
+
+
+def save_text(path, text, recipe):
+    """Writes the text as UTF-8, and its recipe beside it as `<name>.recipe.json`."""
+    write_file(_sidecar(path), (recipe.to_json() + "\n").encode())
+    write_file(path, text.encode("utf-8"))
+
+
+def read(file):
+    """PNG, WAV, or any file with `<name>.recipe.json` beside it -> its Recipe; InputError when there is none."""
+    raw = _bytes(file)
+    text = png_text(raw, "recipe") if raw[:4] == b"\x89PNG" else wav_comment(raw) if raw[:4] == b"RIFF" else None
+    if text is None and _sidecar(file).is_file():
+        if _sidecar(file).stat().st_size > LIMIT + 1:
+            raise InputError(f"{_sidecar(file)} has more than {LIMIT} bytes: it is no recipe")
+        text = _sidecar(file).read_bytes()
+    if text is None:
+        raise InputError(f"{file} holds no recipe: it was not made by this toolkit, or a program has stripped its metadata")
+    try:
+        return Recipe.from_json(text)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+# ---- making it again ----
+
+def register(kind, maker, same=None):
+    """Names the function that makes outputs of a kind; the contract is at the top of this file."""
+    MAKERS[kind] = maker, same or _same
+
+
+def replay(file, *, model=None):
+    """A PNG, WAV or text file with its recipe -> the same output, made again; ReplayError says what differs when it is not.
+
+    `model` replaces the model's name, for a folder that has moved or a Hub model that was copied here."""
+    recipe = read(file)
+    if model is not None:
+        recipe = dataclasses.replace(recipe, model=os.fspath(model))
+    if recipe.kind not in PACKAGES:
+        raise InputError(f'{file}: nobody makes outputs of the kind "{recipe.kind}"{nearest(recipe.kind, PACKAGES)}')
+    folder = resolve(recipe.model, PACKAGES[recipe.kind], hub=False)
+    maker, same = _maker(recipe.kind)
+    with _threads(recipe.versions.get("threads")):
+        differing = differences(recipe, weights_digest(folder))
+        try:
+            output = maker(recipe)
+        except (KeyError, TypeError) as error:
+            raise ReplayError(f"{file}: its recipe has inputs or settings that {recipe.kind} doesn't know: {error!r}") from error
+    if same(output, Path(file)):
+        return output
+    reason = "; ".join(differing) or "nothing that the recipe records; the file was changed after it was made"
+    raise ReplayError(f"{file} came out differently. What differs: {reason}", output)
+
+
+def differences(recipe, digest):
+    """What is not as it was when the output was made: ["torch 2.9.0, now 2.13.0", ...]."""
+    then, now = {"weights": recipe.digest, **recipe.versions}, {"weights": digest, **versions()}
+    return [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
+
+
+def _maker(kind):
+    """(maker, same) of a kind; its package is imported for it."""
+    if kind not in MAKERS:
+        importlib.import_module(PACKAGES[kind])
+    if kind not in MAKERS:
+        raise ReplayError(f'{PACKAGES[kind]} registers no maker for "{kind}": this version can\'t replay it')
+    return MAKERS[kind]
+
+
+@contextlib.contextmanager
+def _threads(count):
+    """Computes with as many threads as the recipe says (sums of another split round differently), within reason."""
+    import torch
+
+    before = torch.get_num_threads()
+    if type(count) is int and 1 <= count <= 4 * (os.cpu_count() or 1):
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _same(output, path):
+    """Is the output what the file holds: the same text, pixels or samples?"""
+    if isinstance(output, str):
+        return output.encode("utf-8") == _bytes(path)
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(folder, "again" + path.suffix.lower())
+        output.save(again)
+        if path.suffix.lower() == ".wav":
+            return wav_samples(_bytes(again)) == wav_samples(_bytes(path))
+        if path.suffix.lower() == ".png":
+            return _same_pixels(again, path)
+        return _bytes(again) == _bytes(path)
+
+
+def _same_pixels(one, other):
+    from PIL import Image
+
+    with Image.open(one) as a, Image.open(other) as b:
+        return a.size == b.size and a.mode == b.mode and a.tobytes() == b.tobytes()     # sizes first: nothing huge is decoded
+
+
+# ---- small parts ----
+
+def _plain(name, value):
+    """A copy in JSON's own types, or InputError."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"recipe: {name} should hold only JSON values (numbers, texts, lists, dicts): {error}") from None
+
+
+def _sidecar(path):
+    path = Path(path)
+    return path.with_name(path.name + ".recipe.json")
+
+
+def _bytes(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from None
+
+
+@functools.cache
+def _own_version():
+    from importlib import metadata
+
+    try:
+        return metadata.version("commonthread")
+    except metadata.PackageNotFoundError:
+        return "source"
