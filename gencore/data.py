@@ -1,16 +1,93 @@
-"""Batches as pure functions of the step: a resumed run needs no sampler state."""
+"""Batches as pure functions of the step: a resumed run needs no sampler state, and several processes share one batch by its rows."""
+import functools
+import itertools
+
 import numpy as np
 import torch
 
 from gencore.check import DataError, InputError
+from gencore.data_folder import audio_folder, image_folder, text_folder
+
+__all__ = ["Batches", "StreamBatches", "TokenWindows", "audio_folder", "hold_out", "image_folder", "pack_documents", "text_folder"]
 
 
-def share_of_rows(batch, rank, world):
-    """The rows of a batch that process `rank` of `world` works on, as a range."""
+def own_rows(batch, rank, world):
+    """The rows of a batch that process `rank` of `world` works on, as a slice."""
     if batch % world:
         raise InputError(f"batch {batch} can't be shared by {world} processes: make it a multiple of {world}")
     each = batch // world
-    return range(rank * each, (rank + 1) * each)
+    return slice(rank * each, (rank + 1) * each)
+
+
+def collate_default(rows):
+    """[dict, ...] -> dict of stacked tensors; numbers become tensors, strings stay a list."""
+    return torch.utils.data.default_collate(rows)
+
+
+class Batches:
+    """Batches of a map-style data set, also a `datasets` one: each epoch is a new order, a function of (seed, epoch).
+
+    `dataset.at(i, epoch)` is asked instead of `dataset[i]` where it exists: augmentation that a resumed run repeats."""
+
+    def __init__(self, dataset, batch, seed=0, *, collate=None, epochs=None):
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise DataError(f"{type(dataset).__name__} has no length or no rows by number: use StreamBatches for a stream")
+        if len(dataset) == 0:
+            raise DataError("the data set is empty: nothing to make batches of")
+        self.dataset, self.rows, self.seed, self.epochs = dataset, batch, seed, epochs
+        self.collate = collate or collate_default
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+    @property
+    def steps(self):
+        """Steps until `epochs` are over, or None when there is no limit."""
+        return None if self.epochs is None else -(-self.epochs * len(self.dataset) // self.rows)
+
+    def _make_order(self, epoch):
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+
+    def places(self, step, rank=0, world=1):
+        """[(epoch, index), ...] of this process's rows: epochs follow each other without a gap, so every row is seen equally often."""
+        if self.steps is not None and step >= self.steps:
+            raise DataError(f"step {step} lies beyond {self.epochs} epochs ({self.steps} steps of {self.rows} rows)")
+        own = own_rows(self.rows, rank, world)
+        numbers = range(step * self.rows + own.start, step * self.rows + own.stop)
+        return [(n // len(self.dataset), int(self._order(n // len(self.dataset))[n % len(self.dataset)])) for n in numbers]
+
+    def row_names(self, step, rank=0, world=1):
+        """Index of each row of that batch in the data set; fit() names them when a loss is not finite."""
+        return [index for _, index in self.places(step, rank, world)]
+
+    def batch(self, step, rank=0, world=1):
+        at = getattr(self.dataset, "at", None) or (lambda index, epoch: self.dataset[index])
+        return self.collate([at(index, epoch) for epoch, index in self.places(step, rank, world)])
+
+
+class StreamBatches:
+    """Batches of a stream (any iterable that can be begun again, such as a streaming `datasets` one), begun again when it ends.
+
+    A step that is not the next one, as after a resume, reads the stream from its start up to there: the order is the stream's own."""
+
+    def __init__(self, stream, batch, *, collate=None):
+        self.stream, self.rows, self.collate = stream, batch, collate or collate_default
+        self.next_step, self.source = None, None
+
+    def _endless(self):
+        for epoch in itertools.count():
+            if hasattr(self.stream, "set_epoch"):
+                self.stream.set_epoch(epoch)
+            row = None
+            for row in self.stream:
+                yield row
+            if row is None:
+                raise DataError("the stream gave no row: nothing to make batches of")
+
+    def batch(self, step, rank=0, world=1):
+        if step != self.next_step:
+            self.source = itertools.islice(self._endless(), step * self.rows, None)
+        rows = list(itertools.islice(self.source, self.rows))
+        self.next_step = step + 1
+        return self.collate(rows[own_rows(self.rows, rank, world)])
 
 
 class TokenWindows:
@@ -19,17 +96,53 @@ class TokenWindows:
     def __init__(self, ids, length, batch, seed=0):
         ids = torch.from_numpy(ids) if isinstance(ids, np.ndarray) else torch.as_tensor(ids)
         if ids.ndim != 1 or len(ids) < length + 1:
-            raise DataError(f"expected a row of at least {length + 1} tokens, got shape {tuple(ids.shape)}: give more text or a smaller length")
+            raise DataError(f"expected a row of at least {length + 1} tokens, got shape {tuple(ids.shape)}: "
+                            f"give more text or a smaller length")
         self.ids, self.length, self.rows, self.seed = ids, length, batch, seed
 
     def starts(self, step, rank=0, world=1):
         """First token of each of this process's windows at `step`."""
         starts = np.random.default_rng((self.seed, step)).integers(0, len(self.ids) - self.length, size=self.rows)
-        own = share_of_rows(self.rows, rank, world)
-        return starts[own.start:own.stop]
+        return starts[own_rows(self.rows, rank, world)]
 
-    row_names = starts          # fit() names these when a loss is not finite
+    row_names = starts
 
     def batch(self, step, rank=0, world=1):
         places = torch.from_numpy(self.starts(step, rank, world))[:, None] + torch.arange(self.length + 1)      # (B, length + 1)
         return {"ids": self.ids[places].long()}
+
+
+def hold_out(dataset, share=0.1, seed=0):
+    """Data set without splits -> (most of it, the `share` held out), as torch Subsets; the choice is a function of the seed."""
+    count = max(1, round(share * len(dataset)))
+    if count >= len(dataset):
+        raise DataError(f"{len(dataset)} rows are too few to hold {count} out")
+    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
+    return torch.utils.data.Subset(dataset, sorted(order[count:])), torch.utils.data.Subset(dataset, sorted(order[:count]))
+
+
+def pack_documents(token_lists, length, pad=0):
+    """Token lists -> ids (rows, length), documents (rows, length), both long: documents are numbered from 0 in each row, padding is -1.
+
+    A document longer than a row is cut into pieces. Each piece goes where it leaves the least room (best fit, longest first)."""
+    pieces = [torch.as_tensor(tokens[i:i + length]) for tokens in token_lists for i in range(0, len(tokens), length)]
+    if not pieces:
+        raise DataError("no tokens to pack: every document is empty")
+    rows, room = [], {}                                                         # room: free tokens -> rows that have as many
+    for piece in sorted(pieces, key=len, reverse=True):
+        free = min((free for free in room if free >= len(piece)), default=None)
+        row = len(rows) if free is None else room[free].pop()
+        if free is None:
+            rows.append([])
+            free = length
+        elif not room[free]:
+            del room[free]
+        rows[row].append(piece)
+        room.setdefault(free - len(piece), []).append(row)
+    ids = torch.full((len(rows), length), pad, dtype=torch.long)
+    documents = torch.full((len(rows), length), -1, dtype=torch.long)
+    for row, its_pieces in enumerate(rows):
+        joined = torch.cat(its_pieces)
+        ids[row, :len(joined)] = joined
+        documents[row, :len(joined)] = torch.repeat_interleave(torch.arange(len(its_pieces)), torch.tensor([len(p) for p in its_pieces]))
+    return ids, documents

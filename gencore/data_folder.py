@@ -1,0 +1,322 @@
+"""Data folders as the ecosystem has them (text files, imagefolder, audiofolder, parquet) -> rows by number.
+
+Files are not trusted: each is opened once at the start, a bad one is named, and the caller chooses to stop or to go without it."""
+import csv
+import io
+import json
+import warnings
+from pathlib import Path
+
+from gencore.check import DataError, InputError
+
+PIXELS = 64_000_000          # a larger picture is refused before it is decoded
+SAMPLES = 256_000_000        # so is longer sound (all channels together)
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
+FILES = "{} beside a metadata.jsonl or metadata.csv (file_name, text), one subfolder per class, or parquet with an {} column"
+LAYOUTS = {
+    "text": "a folder of .txt files, or parquet with a text column",
+    "image": FILES.format("pictures", "image"),
+    "audio": FILES.format("sound files", "audio"),
+}
+
+
+class Rows:
+    """Rows by number, each a dict; files are decoded when their row is asked for. `skipped` names the files that were left out."""
+
+    def __init__(self, columns, names, decode=None):
+        self.columns, self.names, self.decode, self.skipped = columns, names, decode, []
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        row = {name: column[index] for name, column in self.columns.items()}
+        row = {name: value.as_py() if hasattr(value, "as_py") else value for name, value in row.items()}
+        return self.decode(row, self.names[index]) if self.decode else row
+
+    def column(self, name):
+        """All values of a column that is not decoded, as a list."""
+        column = self.columns[name]
+        return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+
+    def select(self, indices):
+        """The rows of these numbers, in this order."""
+        kept = {name: column.take(list(indices)) if hasattr(column, "take") else [column[i] for i in indices]
+                for name, column in self.columns.items()}
+        return Rows(kept, [self.names[i] for i in indices], self.decode)
+
+    def checked(self, on_error):
+        """Reads every row once. A bad one: DataError ("stop"), or the rows without it and a warning ("skip")."""
+        good, bad = [], []
+        for index in _progress(range(len(self))):
+            try:
+                self[index]
+                good.append(index)
+            except DataError as error:
+                if on_error == "stop":
+                    raise
+                bad.append(str(error))
+        return _without(self, good, bad)
+
+
+def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".txt",)):
+    """Folder (or one file) of text -> Rows with "text" and what else a parquet file has.
+
+    `split` is a value of the column split, a subfolder, or the start of a file's name (train-00000-of-00002.parquet)."""
+    _check_choice(on_error)
+    path, split = _place(path, split, "text")
+    if (tables := _parquets(path)):
+        return _named_text(_table(tables, split, "text"), text, "text")
+    _no_split_left(path, split, "text")
+    files = [path] if path.is_file() else _files(path, suffixes)
+    names, texts, bad = [], [], []
+    for file in files:
+        try:
+            content = file.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError) as error:
+            reason = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            if on_error == "stop":
+                raise DataError(f"{file} is not a text file: {reason} (on_error=\"skip\" goes without it)") from error
+            bad.append(f"{file}: {reason}")
+            continue
+        if content.strip():
+            names.append(str(file))
+            texts.append(content)
+    rows = Rows({"text": texts, "file_name": names}, names)
+    _not_empty(rows, path, "text", bad)
+    return _without(rows, range(len(rows)), bad)
+
+
+def image_folder(path, split=None, *, text="text", on_error="stop", check=True):
+    """imagefolder or parquet -> Rows with "image" (a PIL picture), "text" and the other columns.
+
+    `text` names the column with the words; None when none are needed. `check` decodes every picture once at the start."""
+    return _media_folder(path, split, "image", text=text, on_error=on_error, check=check)
+
+
+def audio_folder(path, split=None, *, text="text", on_error="stop", check=True):
+    """audiofolder or parquet -> Rows with "audio" (a float32 tensor (C, L) in [-1, 1]), "sample_rate", "text" and the other columns."""
+    return _media_folder(path, split, "audio", text=text, on_error=on_error, check=check)
+
+
+def _media_folder(path, split, kind, *, text, on_error, check):
+    _check_choice(on_error)
+    path, split = _place(path, split, kind)
+    if (tables := _parquets(path)):
+        rows = _table(tables, split, kind)
+        if kind not in rows.columns:
+            raise DataError(f'{tables[0]} has no column "{kind}" (it has {", ".join(rows.columns)}): expected {LAYOUTS[kind]}')
+    else:
+        _no_split_left(path, split, kind)
+        rows = _media_files(path, kind, text, on_error)
+    rows = _named_text(rows, text, kind) if text else rows
+    rows.decode = _decode_image if kind == "image" else _decode_audio
+    return rows.checked(on_error) if check else rows
+
+
+def _media_files(path, kind, text, on_error):
+    """Rows of a folder: by its metadata files, else by its subfolders, else (when no text is needed) just its files."""
+    files = _files(path, IMAGES if kind == "image" else SOUNDS)
+    tables = [file for name in ("metadata.jsonl", "metadata.csv") for file in sorted(path.rglob(name))]
+    entries, bad = [], []
+    if tables:
+        for table in tables:
+            for number, entry in _metadata(table):
+                try:
+                    entries.append({**entry, kind: _beside(table, number, entry)})
+                except DataError as error:
+                    if on_error == "stop":
+                        raise
+                    bad.append(str(error))
+    elif any(file.parent != path for file in files):
+        entries = [{kind: file, "label": (label := file.relative_to(path).parts[0]), text or "text": label}
+                   for file in files if file.parent != path]
+    elif text is None:
+        entries = [{kind: file} for file in files]
+    elif files:
+        raise DataError(f"{path} has {kind} files but nothing says what they show: expected {LAYOUTS[kind]}")
+    names = [str(entry[kind]) for entry in entries]
+    keys = list(dict.fromkeys(key for entry in entries for key in entry))
+    rows = Rows({key: [entry.get(key) for entry in entries] for key in keys}, names)
+    _not_empty(rows, path, kind, bad)
+    return _without(rows, range(len(rows)), bad)
+
+
+def _metadata(table):
+    """metadata.jsonl or .csv -> (line number, dict) of each line."""
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            if table.suffix == ".csv":
+                yield from enumerate(csv.DictReader(file, strict=True), 2)
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    entry = json.loads(line)
+                    if not isinstance(entry, dict):
+                        raise DataError(f'{table} line {number} should be an object such as {{"file_name": "1.png", "text": "a cat"}}')
+                    yield number, entry
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} can't be read: {error}") from error
+
+
+def _beside(table, number, entry):
+    """Path of the file that a metadata line names; it must lie in the metadata's own folder."""
+    name = entry.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{table} line {number} has no file_name (it has {', '.join(map(str, entry))})")
+    file = table.parent / name
+    if not file.resolve().is_relative_to(table.parent.resolve()):
+        raise DataError(f"{table} line {number} names {name}, which lies outside its folder")
+    if not file.is_file():
+        raise DataError(f"{table} line {number} names {name}, which is not there")
+    return file
+
+
+def _decode_image(row, name):
+    """row["image"] (path, bytes or {"bytes", "path"}) -> a PIL picture: the first frame, turned as its camera says."""
+    from PIL import Image, ImageOps
+    source = _source(row["image"], name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)         # the cap below is lower
+            with Image.open(source) as image:
+                width, height = image.size
+                if width * height > PIXELS:
+                    raise DataError(f"{name} has {width} x {height} pixels, at most {PIXELS:,} are read")
+                row["image"] = ImageOps.exif_transpose(image).copy()
+    except DataError:
+        raise
+    except Exception as error:                                                      # decoders raise what they like
+        raise DataError(f"{name} is not a picture that can be read: {error}") from error
+    return row
+
+
+def _decode_audio(row, name):
+    """row["audio"] (path, bytes or {"bytes", "path"}) -> float32 tensor (C, L), and row["sample_rate"]."""
+    import soundfile
+    import torch
+    source = _source(row["audio"], name)
+    try:
+        with soundfile.SoundFile(source) as file:
+            if file.frames * file.channels > SAMPLES:
+                raise DataError(f"{name} has {file.frames * file.channels:,} samples, at most {SAMPLES:,} are read")
+            waveform, rate = torch.from_numpy(file.read(dtype="float32", always_2d=True)).T.contiguous(), file.samplerate
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} is not sound that can be read: {error}") from error
+    if not waveform.shape[1] or not waveform.isfinite().all():
+        raise DataError(f"{name} holds no sound" if not waveform.shape[1] else f"{name} holds samples that are not finite")
+    return {**row, "audio": waveform, "sample_rate": rate}
+
+
+def _source(value, name):
+    """What a decoder can open: a path, or the bytes of a parquet cell as a file."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        return io.BytesIO(value)
+    if isinstance(value, Path):
+        return value
+    raise DataError(f"{name} holds no file bytes")
+
+
+def _table(files, split, kind):
+    """Parquet files -> Rows of all of them, of one split where a column or the file names tell."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    by_name = [file for file in files if split and (file.stem == split or file.stem.startswith(f"{split}-"))]
+    tables, names = [], []
+    for file in by_name or files:
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file} is not a parquet file that can be read: {str(error).splitlines()[0]}") from error
+        if tables and table.schema.names != tables[0].schema.names:
+            raise DataError(f"{file} has other columns than {files[0].name}: name the one file that is meant")
+        tables.append(table)
+        names += [f"{file} row {i}" for i in range(len(table))]
+    table = pa.concat_tables(tables, promote_options="permissive")
+    if split and not by_name:
+        if "split" not in table.schema.names:
+            raise DataError(f'{files[0].parent} has no split "{split}": expected a split column, a subfolder or a file of that name')
+        known = sorted(set(table["split"].to_pylist()) - {None})
+        keep = pc.equal(table["split"], split).fill_null(False)
+        names = [name for name, kept in zip(names, keep.to_pylist()) if kept]
+        table = table.filter(keep)
+        if not names:
+            raise DataError(f'{files[0]} has no split "{split}": its splits are {", ".join(map(str, known))}')
+    rows = Rows({name: table[name].combine_chunks() for name in table.schema.names}, names)
+    _not_empty(rows, files[0], kind, [])
+    return rows
+
+
+def _named_text(rows, text, kind):
+    """Rows whose column `text` is called "text" as well."""
+    if text not in rows.columns:
+        other = next((name for name in rows.columns if name not in (kind, "file_name", "split")), "caption")
+        raise DataError(f'{rows.names[0]} and the others have no column "{text}" (they have {", ".join(rows.columns)}): '
+                        f'say which one holds the words, such as text="{other}"')
+    rows.columns["text"] = rows.columns[text]
+    return rows
+
+
+def _place(path, split, kind):
+    """(path, split) -> the subfolder of that split where there is one, else as given."""
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} is not there: expected {LAYOUTS[kind]}")
+    if split and (path / split).is_dir():
+        return path / split, None
+    return path, split
+
+
+def _no_split_left(path, split, kind):
+    if split:
+        raise DataError(f'{path} has no split "{split}": expected a subfolder of that name, or parquet with a split column')
+
+
+def _parquets(path):
+    if path.is_file():
+        return [path] if path.suffix == ".parquet" else []
+    return sorted(path.glob("*.parquet"))
+
+
+def _files(path, suffixes):
+    """Files below `path` with one of these suffixes, sorted by path; hidden ones are left alone."""
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
+                  and not any(part.startswith(".") for part in file.relative_to(path).parts))
+
+
+def _not_empty(rows, path, kind, bad):
+    if not len(rows):
+        why = f"nothing readable is left ({bad[0]})" if bad else "nothing to read there"
+        raise DataError(f"{path}: {why}; expected {LAYOUTS[kind]}")
+
+
+def _without(rows, good, bad):
+    """`rows` at the numbers `good`; says how many `bad` ones were left out."""
+    if not bad:
+        return rows
+    kept = rows.select(good) if len(good) < len(rows) else rows
+    kept.skipped = [*rows.skipped, *bad]
+    if not len(kept):
+        raise DataError(f"not one file can be read: {bad[0]}")
+    listed = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+    warnings.warn(f"left out {len(bad)} of {len(kept) + len(bad)} files: {listed}", stacklevel=3)
+    return kept
+
+
+def _check_choice(on_error):
+    if on_error not in ("stop", "skip"):
+        raise InputError(f'on_error should be "stop" or "skip", got {on_error!r}')
+
+
+def _progress(numbers):
+    from tqdm import tqdm
+    return tqdm(numbers, desc="reading files", unit="file", delay=2, leave=False)
