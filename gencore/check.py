@@ -30,6 +30,8 @@ def dims(name, tensor, spec, **sizes):
     """Sizes of `tensor` in the order of `spec`: dims("codes", codes, "B K T", K=4) -> (B, K, T).
 
     A letter given by keyword must have that size, a digit in the spec must match itself. Raises InputError."""
+    if not hasattr(tensor, "shape"):
+        raise InputError(f"{name} should be a tensor ({spec}), got {type(tensor).__name__}")
     letters, shape = spec.split(), tuple(tensor.shape)
     if len(letters) != len(shape):
         raise InputError(f"{name}: expected {len(letters)} dimensions ({spec}), got {len(shape)} in shape {shape}")

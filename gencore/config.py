@@ -15,7 +15,7 @@ def to_dict(cfg):
 def from_dict(cls, values, path=""):
     """dict -> `cls`, checked: unknown keys and wrong types raise ConfigError naming the field."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{path or cls.__name__} should be an object with fields, got {values!r}")
+        raise ConfigError(f"{path.rstrip(".") or cls.__name__} should be an object with fields, got {values!r}")
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     for key in values:
@@ -38,18 +38,38 @@ def override(cfg, pairs):
         *parents, leaf = key.split(".")
         place = values
         for parent in parents:
-            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise ConfigError(f"{key}: {parents[-1]} has no fields inside")
-        try:
-            place[leaf] = json.loads(text)
-        except json.JSONDecodeError:
-            place[leaf] = {"None": None, "True": True, "False": False}.get(text, text)
+            if place.get(parent) is None:                         # a part that was off is opened with its defaults
+                place[parent] = {}
+            place = place[parent]
+            if not isinstance(place, dict):
+                raise ConfigError(f"{key}: {parent} has no fields inside")
+        place[leaf] = _Given(text)
     return from_dict(type(cfg), values)
+
+
+class _Given:
+    """A value from a command line: JSON when the field takes that, else the text itself (name=2024)."""
+
+    def __init__(self, text):
+        self.text = text
+        try:
+            self.value = json.loads(text)
+        except json.JSONDecodeError:
+            self.value = {"None": None, "True": True, "False": False}.get(text, text)
+
+    def convert(self, hint, field):
+        try:
+            return _convert(hint, self.value, field)
+        except ConfigError:
+            if hint is not str and str not in typing.get_args(hint):
+                raise
+            return self.text
 
 
 def _convert(hint, value, field):
     """`value` as the annotated type of `field`, or ConfigError."""
+    if isinstance(value, _Given):
+        return value.convert(hint, field)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:

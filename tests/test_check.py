@@ -1,0 +1,59 @@
+"""gencore.check: shapes, ranges and names at the door."""
+
+import pytest
+import torch
+
+from gencore import check
+from gencore.check import InputError, UnknownNameError, dims, in_range, nearest, unknown
+
+
+def test_dims_gives_the_sizes_in_order():
+    assert dims("codes", torch.zeros(2, 4, 50), "B K T", K=4) == (2, 4, 50)
+    assert dims("pictures", torch.zeros(2, 3, 8, 8), "B 3 H W") == (2, 3, 8, 8)
+
+
+def test_a_wrong_size_is_named_with_the_whole_shape():
+    with pytest.raises(InputError, match=r"^codes: K should be 4, got 8 in shape \(2, 8, 50\)$"):
+        dims("codes", torch.zeros(2, 8, 50), "B K T", K=4)
+    with pytest.raises(InputError, match=r"^pictures: 3 should be 3, got 1 in shape"):
+        dims("pictures", torch.zeros(2, 1, 8, 8), "B 3 H W")
+
+
+def test_a_wrong_number_of_dimensions_is_named():
+    with pytest.raises(InputError, match=r"^x: expected 3 dimensions \(B T D\), got 2 in shape \(5, 6\)$"):
+        dims("x", torch.zeros(5, 6), "B T D")
+
+
+def test_something_without_a_shape_is_an_input_error():
+    with pytest.raises(InputError, match="x should be a tensor .*got list"):
+        dims("x", [1, 2, 3], "B T D")
+
+
+@pytest.mark.parametrize("kind", ["InputError", "UnknownNameError", "ConfigError", "CheckpointError", "DataError"])
+def test_every_kind_of_error_is_ours_and_a_value_error(kind):
+    assert issubclass(getattr(check, kind), check.CommonthreadError)
+    assert issubclass(getattr(check, kind), ValueError)
+
+
+def test_nearest_suggests_only_what_is_close():
+    assert nearest("novellist", ["novelist", "painter"]) == ' (did you mean "novelist"?)'
+    assert nearest("xyz", ["novelist", "painter"]) == ""
+    assert nearest(7, []) == ""
+
+
+def test_unknown_lists_what_is_known():
+    error = unknown("model", "paintr", ["painter", "novelist"])
+    assert isinstance(error, UnknownNameError)
+    assert str(error) == 'unknown model "paintr" (did you mean "painter"?): known are novelist, painter'
+    assert str(unknown("voice", "x", [])).endswith("known are none")
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "0.5", None, True])
+def test_values_out_of_range_or_of_another_type_are_refused(value):
+    with pytest.raises(InputError, match="guidance should be between 0 and 1, got"):
+        in_range("guidance", value, 0, 1)
+
+
+def test_values_in_range_pass():
+    assert in_range("guidance", 0.5, 0, 1) == 0.5
+    assert in_range("steps", 3, 1, 3) == 3
