@@ -15,7 +15,7 @@ def to_dict(cfg):
 def from_dict(cls, values, path=""):
     """dict -> `cls`, checked: unknown keys and wrong types raise ConfigError naming the field."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{path.rstrip(".") or cls.__name__} should be an object with fields, got {values!r}")
+        raise ConfigError(f"{path.rstrip('.') or cls.__name__} should be an object with fields, got {values!r}")
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     for key in values:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gencore.check import InputError
+from gencore.check import InputError, dims
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Mask:
     keep: torch.Tensor | None = None             # (B, S) bool, True = real key
     groups: torch.Tensor | None = None           # (B, S) long: only keys of the query's own document
     blocks: torch.Tensor | None = None           # (T, S) or (B, 1, T, S) bool, anything else
-    prefix: torch.Tensor | None = None           # (B,) long: these first slots see each other whatever `is_causal` says
+    prefix: torch.Tensor | None = None           # (B,) long: these first slots see each other whatever causality and width say
 
     def __and__(self, other):
         merged = {"is_causal": self.is_causal or other.is_causal,
@@ -58,6 +58,9 @@ class Mask:
 
     def _by_row(self, query, key):
         """The rules that differ by row of the batch, each (B, 1, T or 1, S), or (T, S) for blocks."""
+        for name, slots in (("keep", self.keep), ("documents", self.groups)):
+            if slots is not None and slots.shape[1] < len(key):
+                raise InputError(f"{name} covers {slots.shape[1]} slots, the attention looks at {len(key)}: give a column for each")
         if self.keep is not None:
             yield self.keep[:, key][:, None, None, :]
         if self.groups is not None:
@@ -84,18 +87,19 @@ def window(width):
 
 def padding(keep):
     """keep (B, S) bool or 0/1, True = a real key."""
-    if keep.dim() != 2:
-        raise InputError(f"keep should be (batch, keys), got shape {tuple(keep.shape)}")
+    dims("keep", keep, "B S")
     return Mask(keep=keep.bool())
 
 
 def documents(ids):
     """ids (B, S) long: attention stops at the borders of packed documents."""
+    dims("documents", ids, "B S")
     return Mask(groups=ids)
 
 
 def prefix(lengths):
     """lengths (B,): the first so many slots see each other both ways (prefix language model); combine with causal()."""
+    dims("prefix lengths", lengths, "B")
     return Mask(prefix=lengths)
 
 

@@ -49,7 +49,7 @@ def visible_by_rules(rules, b, t, s):
     causal, prefix = rules.get("causal", False), rules.get("prefix")
     near = "window" not in rules or (t - s < rules["window"] if causal else abs(t - s) < rules["window"])
     allowed = (s <= t or not causal) and near
-    if prefix is not None and causal:
+    if prefix is not None:                                                 # the prefix is open, whatever else holds
         allowed = allowed or (t < int(prefix[b]) and s < int(prefix[b]))
     if "keep" in rules:
         allowed = allowed and bool(rules["keep"][b, s])
