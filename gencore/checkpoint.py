@@ -15,7 +15,7 @@ import torch
 
 from gencore import digest
 from gencore.check import CheckpointError, InputError, nearest, unknown
-from gencore.digest import DIGESTS, ON_PURPOSE
+from gencore.digest import DIGESTS
 from gencore.folder import appearing, recover, write_file
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -77,7 +77,7 @@ def load_tensors(path, expect=None):
 def read_json(path):
     """A JSON file -> dict, compared with its digest; CheckpointError names the file and the field."""
     path = Path(path)
-    recover(path.parent)
+    recover(path)
     if not path.is_file():
         raise CheckpointError(f"no file {path}: the checkpoint is incomplete, save or download it again")
     raw = path.read_bytes()
@@ -220,8 +220,8 @@ def _load(path, expect):
 
 def _identity(path):
     """What changes when the folder of `path` is replaced by another of the same name."""
+    recover(path)
     folder = path if path.is_dir() else path.parent
-    recover(folder)
     if not folder.is_dir():
         return None
     stat = folder.stat()

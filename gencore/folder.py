@@ -36,12 +36,15 @@ def appearing(folder):
             shutil.rmtree(_old(folder), ignore_errors=True)
 
 
-def recover(folder):
-    """Puts the old folder back when its writer was killed between the two renames of the way without exchange."""
-    folder = Path(folder)
-    if not os.path.exists(folder) and os.path.isdir(_old(folder)):
-        with contextlib.suppress(OSError):                      # another reader was faster, or the disk is read-only
-            os.rename(_old(folder), folder)
+def recover(path):
+    """Puts an old folder back when its writer was killed between the two renames of the way without exchange.
+
+    `path` is the folder or something up to two levels inside it."""
+    path = Path(path)
+    for folder in (path.parent.parent, path.parent, path):
+        if not os.path.exists(folder) and os.path.isdir(_old(folder)):
+            with contextlib.suppress(OSError):                  # another reader was faster, or the disk is read-only
+                os.rename(_old(folder), folder)
 
 
 def sweep(folder):

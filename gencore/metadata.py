@@ -1,6 +1,7 @@
 """A short text inside a PNG or WAV: put in and taken out by chunks, with the pixels and samples left as they are.
 
-PNG: chunk tEXt (specification 11.3.3), before the pixels. WAV: LIST chunk of type INFO with ICMT, the comment, at the end."""
+PNG: chunk tEXt (specification 11.3.3), before the pixels. WAV: the comment ICMT in a LIST chunk of type INFO, at the end.
+libsndfile writes and reads that comment too, but drops one of more than some thousand bytes."""
 import struct
 import zlib
 
@@ -31,17 +32,26 @@ def png_with_text(raw, key, text):
 
 
 def wav_comment(raw):
-    """The JSON object in a WAV's comment (ICMT); None when it has none."""
-    found = None
-    for kind, start, stop in _wav_chunks(raw):
-        found = _comment(raw[start + 8:stop]) if kind == b"LIST" and _comment(raw[start + 8:stop]) else found
-    return found
+    """The JSON object in a WAV's comment (ICMT of a LIST chunk of type INFO); None when it has none."""
+    found = [raw[start:stop] for kind, begin, end in _wav_chunks(raw) if kind == b"LIST"
+             for start, stop in _comments(raw, begin, end)]
+    if not found:
+        return None
+    text = found[-1][8:].rstrip(b"\0")
+    if len(text) > LIMIT:
+        raise InputError(f"the WAV's comment has more than {LIMIT} bytes: it is no recipe")
+    return text
 
 
 def wav_with_comment(raw, text):
-    """A WAV with this JSON text (ASCII) as its comment, in place of an earlier one."""
-    parts = [raw[start:stop] + b"\0" * ((stop - start) % 2) for kind, start, stop in _wav_chunks(raw)
-             if kind != b"LIST" or _comment(raw[start + 8:stop]) is None]
+    """A WAV with this JSON text (ASCII) as its comment, in place of an earlier one; other metadata stays."""
+    parts = []
+    for kind, begin, end in _wav_chunks(raw):
+        body = raw[begin + 8:end]
+        for start, stop in reversed(_comments(raw, begin, end) if kind == b"LIST" else []):
+            body = body[:start - begin - 8] + body[stop + stop % 2 - begin - 8:]
+        if kind != b"LIST" or body != b"INFO":
+            parts.append(kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2))
     body = text.encode("ascii") + b"\0"
     item = b"ICMT" + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
     parts.append(b"LIST" + struct.pack("<I", 4 + len(item)) + b"INFO" + item)
@@ -102,11 +112,12 @@ def _wav_chunks(raw):
         at = stop + stop % 2
 
 
-def _comment(body):
-    """Body of a LIST chunk -> its comment when it is ours: type INFO with one ICMT that holds a JSON object."""
-    size = int.from_bytes(body[8:12], "little")
-    text = body[12:12 + size].rstrip(b"\0")
-    ours = body[:8] == b"INFOICMT" and 12 + size + size % 2 >= len(body) and text[:1] == b"{" and text[-1:] == b"}"
-    if ours and size > LIMIT + 1:
-        raise InputError(f"the WAV's comment has more than {LIMIT} bytes: it is no recipe")
-    return text if ours else None
+def _comments(raw, begin, end):
+    """[(start, stop)] of the comments with a JSON object inside one LIST chunk, their headers included."""
+    found, at = [], begin + 12
+    while raw[begin + 8:begin + 12] == b"INFO" and at + 8 <= end:
+        stop = at + 8 + int.from_bytes(raw[at + 4:at + 8], "little")
+        if raw[at:at + 4] == b"ICMT" and stop <= end and raw[at + 8:at + 9] == b"{":
+            found.append((at, stop))
+        at = stop + stop % 2                                        # chunks begin at even bytes
+    return found

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import io
 import json
 import os
 import platform
@@ -114,9 +115,8 @@ def save_text(path, text, recipe):
 
 
 def read(file):
-    """PNG, WAV, or any file with `<name>.recipe.json` beside it -> its Recipe; InputError when there is none."""
-    raw = _bytes(file)
-    text = png_text(raw, "recipe") if raw[:4] == b"\x89PNG" else wav_comment(raw) if raw[:4] == b"RIFF" else None
+    """PNG, WAV, FLAC, or any file with `<name>.recipe.json` beside it -> its Recipe; InputError when there is none."""
+    text = find(_bytes(file))
     if text is None and _sidecar(file).is_file():
         if _sidecar(file).stat().st_size > LIMIT + 1:
             raise InputError(f"{_sidecar(file)} has more than {LIMIT} bytes: it is no recipe")
@@ -127,6 +127,18 @@ def read(file):
         return Recipe.from_json(text)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def find(raw):
+    """The bytes of a PNG, WAV or FLAC file -> the JSON of the recipe inside, as bytes; None when there is none."""
+    if raw[:4] == b"\x89PNG":
+        return png_text(raw, "recipe")
+    if raw[:4] == b"RIFF":
+        return wav_comment(raw)
+    if raw[:4] == b"fLaC":
+        comment, _ = _flac(raw)
+        return comment.encode() if comment.startswith("{") else None
+    return None
 
 
 # ---- making it again ----
@@ -168,7 +180,9 @@ def differences(recipe, digest):
 def _maker(kind):
     """(maker, same) of a kind; its package is imported for it."""
     if kind not in MAKERS:
-        importlib.import_module(PACKAGES[kind])
+        package = importlib.import_module(PACKAGES[kind])
+        for name in getattr(package, "__all__", ()):
+            getattr(package, name)                      # public names are imported when first used; their files register
     if kind not in MAKERS:
         raise ReplayError(f'{PACKAGES[kind]} registers no maker for "{kind}": this version can\'t replay it')
     return MAKERS[kind]
@@ -197,6 +211,8 @@ def _same(output, path):
         output.save(again)
         if path.suffix.lower() == ".wav":
             return wav_samples(_bytes(again)) == wav_samples(_bytes(path))
+        if path.suffix.lower() == ".flac":
+            return _flac(_bytes(again))[1] == _flac(_bytes(path))[1]
         if path.suffix.lower() == ".png":
             return _same_pixels(again, path)
         return _bytes(again) == _bytes(path)
@@ -210,6 +226,17 @@ def _same_pixels(one, other):
 
 
 # ---- small parts ----
+
+def _flac(raw):
+    """(comment, (rate, samples as bytes)) of a FLAC file."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(raw)) as file:
+            return file.comment, (file.samplerate, file.read(dtype="int32", always_2d=True).tobytes())
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"the FLAC can't be read: {error}") from None
+
 
 def _plain(name, value):
     """A copy in JSON's own types, or InputError."""
