@@ -1,0 +1,107 @@
+"""Token model of speech: (word, voice) -> codes of the codec, step by step, on the core's Transformer.
+
+After MusicGen (Copet et al. 2023): delay pattern, summed codebook embeddings, one head a codebook, the condition dropped for guidance."""
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gencore.attention import AttentionConfig
+from gencore.check import dims
+from gencore.embeddings import CodebookEmbedding, LabelEmbedding
+from gencore.layers import MLPConfig
+from gencore.masks import causal
+from gencore.patterns import delay
+from gencore.positions import RotaryConfig
+from gencore.transformer import Transformer, TransformerConfig
+
+PREFIX = 2                        # positions before the codes: word, voice
+
+
+def small_transformer():
+    """The shape of the shipped speaker."""
+    return TransformerConfig(width=192, layers=5, attention=AttentionConfig(heads=6), rotary=RotaryConfig(),
+                             mlp=MLPConfig(width=448, gated=True, activation="silu"), dropout=0.1)
+
+
+@dataclass(frozen=True)
+class TokenModelConfig:
+    """What is said, by whom, in which codes, and the transformer that predicts them."""
+    words: tuple[str, ...]                     # words or phrases, each with an embedding of its own
+    voices: tuple[str, ...]                    # speakers
+    books: int = 4                             # K, of the codec
+    codes: int = 256                           # in a book; the number `codes` itself is filler, and the end in book 0
+    longest: int = 80                          # frames of one clip, in training and at most when speaking
+    unconditional: float = 0.1                 # share of training clips without word and voice, for guidance
+    weights: tuple[float, ...] = (2.0, 1.0, 1.0, 1.0)    # of each book in the loss: the first carries the word
+    transformer: TransformerConfig = field(default_factory=small_transformer)
+
+    @property
+    def filler(self):
+        return self.codes
+
+
+class TokenModel(nn.Module):
+    """words (B,), voices (B,), steps (B,K,S) -> logits (B,K,S,codes+1) of the step that comes after each."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        width = cfg.transformer.width
+        self.pattern = delay(cfg.books)
+        self.word = LabelEmbedding(len(cfg.words), width)
+        self.voice = LabelEmbedding(len(cfg.voices), width)
+        self.embed = CodebookEmbedding(cfg.books, cfg.codes, width)
+        self.transformer = Transformer(cfg.transformer)
+        self.heads = nn.Linear(width, cfg.books * (cfg.codes + 1), bias=False)
+        for table in (self.word.table, self.voice.table, *self.embed.tables):
+            nn.init.normal_(table.weight, std=0.05)
+        nn.init.normal_(self.heads.weight, std=0.02)
+
+    def prefix(self, words, voices, dropped=None):
+        """words, voices (B,) -> (B,PREFIX,D); dropped (B,) bool: rows without condition."""
+        return torch.stack([self.word(words, dropped), self.voice(voices, dropped)], 1)
+
+    def logits(self, x):
+        """x (B,S,D) after the transformer -> (B,K,S,codes+1); only book 0 can end."""
+        B, S, _ = x.shape
+        logits = self.heads(x).view(B, S, self.cfg.books, -1).transpose(1, 2)     # (B, K, S, codes + 1)
+        silent = torch.zeros(self.cfg.books, 1, self.cfg.codes + 1, dtype=torch.bool, device=x.device)
+        silent[1:, :, self.cfg.filler] = True
+        return logits.masked_fill(silent, float("-inf"))
+
+    def forward(self, words, voices, steps, dropped=None):
+        """steps (B,K,S), the first of them all filler. Logits at step s are those of step s + 1."""
+        dims("steps", steps, "B K S", K=self.cfg.books)
+        x = torch.cat([self.prefix(words, voices, dropped), self.embed(steps)], 1)           # (B, PREFIX + S, D)
+        return self.logits(self.transformer(x, causal())[:, PREFIX:])                        # (B, K, S, codes + 1)
+
+
+def padded_steps(model, codes, lengths):
+    """codes (B,K,T) of `lengths` (B,) frames -> (steps (B,K,S+1) with a first step of filler, weights (B,K,S) of the targets).
+
+    Book 0 says `filler` once after its last code: the end."""
+    cfg = model.cfg
+    _, K, T = dims("codes", codes, "B K T", K=cfg.books)
+    frames = torch.arange(T + 1, device=codes.device)
+    inside = frames < lengths[:, None, None]                                      # (B, 1, T + 1)
+    codes = F.pad(codes, (0, 1)).masked_fill(~inside, cfg.filler)                 # (B, K, T + 1)
+    weights = inside.expand(-1, K, -1) * codes.new_tensor(cfg.weights, dtype=torch.float)[:, None]
+    ends = frames == lengths[:, None]                                             # (B, T + 1)
+    weights[:, 0] = torch.where(ends, cfg.weights[0], weights[:, 0])
+    steps = F.pad(model.pattern.spread(codes, cfg.filler), (1, 0), value=cfg.filler)
+    return steps, model.pattern.spread(weights, 0.0)
+
+
+def token_loss(model, batch, generator):
+    """batch: codes (B,K,T), lengths, words, voices (B,) -> (weighted sum of cross-entropies, sum of weights)."""
+    words = batch["words"]
+    steps, weights = padded_steps(model, batch["codes"], batch["lengths"])
+    dropped = None
+    if model.training:
+        dropped = (torch.rand(len(words), generator=generator) < model.cfg.unconditional).to(words.device)
+    logits = model(words, batch["voices"], steps[:, :, :-1], dropped)             # (B, K, S, codes + 1)
+    losses = F.cross_entropy(logits.flatten(0, 2), steps[:, :, 1:].flatten(), reduction="none").view_as(weights)
+    # A finer book's filler has probability 0: its loss is infinite where its weight is 0.
+    return losses.masked_fill(weights == 0, 0).mul(weights).sum(), weights.sum()
