@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gencore.check import ConfigError
+from gencore.muon import Muon
 
 
 def schedule(step, config):
@@ -73,8 +74,7 @@ def make_optimizer(model, config):
     parts = []
     if matrices:
         group = {"params": matrices, "peak": config.muon_lr}
-        parts.append(torch.optim.Muon([group], lr=config.muon_lr, momentum=0.95, weight_decay=config.weight_decay,
-                                      adjust_lr_fn="match_rms_adamw"))
+        parts.append(Muon([group], config.muon_lr, momentum=0.95, weight_decay=config.weight_decay))
     if groups:
         parts.append(torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), eps=1e-8, fused=True))
     return Optimizers(parts)

@@ -1,0 +1,53 @@
+"""Muon: momentum, then the nearest orthogonal matrix as the step (Jordan et al. 2024).
+
+torch.optim.Muon always works in bfloat16, which a CPU without bfloat16 instructions does many times slower than float32."""
+import torch
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)            # of Jordan's quintic: steep at 0, and near 1 only roughly 1
+
+
+def native_bf16(device):
+    """Whether matrix products in bfloat16 are fast there."""
+    if device.type != "cpu":
+        return True
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def orthogonal(matrix, steps=5):
+    """(m,n) -> roughly the orthogonal matrix nearest to it: all singular values near 1.
+
+    Newton-Schulz on the Gram matrix of the short side: the long side enters two products instead of 2 x steps."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
+    x = wide.to(torch.bfloat16 if native_bf16(matrix.device) else torch.float32)      # (m, n), m <= n
+    x = x / x.norm().clamp(min=1e-7)
+    a, b, c = COEFFICIENTS
+    gram, turn = x @ x.t(), None                                                     # (m, m)
+    for step in range(steps):
+        poly = torch.addmm(gram, gram, gram, beta=b, alpha=c)                        # b G + c G^2
+        poly.diagonal().add_(a)                                                      # a + b G + c G^2; x becomes poly x
+        turn = poly if turn is None else poly @ turn
+        if step + 1 < steps:
+            gram = poly @ gram @ poly                                                # they commute: all are polynomials of G
+    x = turn @ x
+    return (x if wide is matrix else x.t()).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """For matrices only. The rate is scaled by 0.2 sqrt(max(m, n)), so that AdamW's rates and decay fit (Liu et al. 2025)."""
+
+    def __init__(self, params, lr=1e-3, *, momentum=0.95, weight_decay=0.1):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(buffer, group["momentum"]))           # Nesterov
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
