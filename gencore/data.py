@@ -29,7 +29,7 @@ class Batches:
 
     `dataset.at(i, epoch)` is asked instead of `dataset[i]` where it exists: augmentation that a resumed run repeats."""
 
-    def __init__(self, dataset, batch, seed=0, *, collate=None, epochs=None):
+    def __init__(self, dataset, batch, seed=0, collate=None, *, epochs=None):
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise DataError(f"{type(dataset).__name__} has no length or no rows by number: use StreamBatches for a stream")
         if len(dataset) == 0:

@@ -48,6 +48,8 @@ def save_checkpoint(run, step, files, state):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for stray in folder.parent.glob(".step-*"):                                      # of a run that was killed while it saved
+        shutil.rmtree(stray, ignore_errors=True)
     save_folder(folder, {**files, STATE: buffer.getvalue()})
     for _, old in checkpoints(run)[:-2]:
         shutil.rmtree(old)

@@ -129,7 +129,7 @@ def train(work, data, stop):
             generator = seed_all(config.seed, work.step, accelerator.process_index)
             share = schedule(work.step, config)
             work.optimizer.set_share(share)
-            value, targets, stopping = accumulate(work, data, generator, stop.code)
+            value, targets, stopping = accumulate(work, data, generator, stop)
             norm = clip(work, targets)
             check_finite(work, data, value, norm)
             work.optimizer.step()
@@ -151,7 +151,7 @@ def train(work, data, stop):
                 raise_stopped(work, int(stopping))
 
 
-def accumulate(work, data, generator, stop_code):
+def accumulate(work, data, generator, stop):
     """Gradients of the summed loss over all micro-batches and processes -> (loss per target, targets, stop code of any process)."""
     accelerator, config = work.accelerator, work.config
     batch = data.batch(work.step, accelerator.process_index, accelerator.num_processes)
@@ -159,7 +159,6 @@ def accumulate(work, data, generator, stop_code):
     work.optimizer.zero_grad()
     work.part_losses.clear()
     total = torch.zeros(3, device=accelerator.device)                                       # loss, targets, stop
-    total[2] = stop_code
     for i, part in enumerate(parts):
         part = {name: x.to(accelerator.device) if torch.is_tensor(x) else x for name, x in part.items()}
         alone = accelerator.no_sync(work.objective) if i + 1 < len(parts) else nullcontext()      # processes meet once a step
@@ -169,6 +168,7 @@ def accumulate(work, data, generator, stop_code):
             accelerator.backward(summed)
         work.part_losses.append(summed.detach())
         total[:2] += torch.stack((summed.detach().float(), targets))
+    total[2] = stop.code
     summed, targets, stopping = accelerator.reduce(total, reduction="sum").tolist()
     if targets <= 0:
         raise DataError(f"the batch of step {work.step} has no targets: nothing can be learnt from it")
