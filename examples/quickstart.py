@@ -5,8 +5,11 @@
 """
 
 import argparse
+import re
+import sys
 import textwrap
 import time
+from itertools import chain
 from pathlib import Path
 
 OPENING = "It was a dark night, and the rain"
@@ -19,18 +22,16 @@ def write_paragraph(out: Path, seed: int) -> Path:
     """A paragraph in the novelist's hand, on the screen as it comes."""
     from textgen import CausalLM
     lm = CausalLM.from_pretrained("novelist")
-    column, words = len(OPENING), []
-    print(OPENING, end="", flush=True)
-    for piece in lm.stream(OPENING, max_new_tokens=120, temperature=0.8, top_p=0.95, seed=seed):
-        for word in textwrap.wrap(piece, drop_whitespace=False) or [piece]:
-            column = 0 if "\n" in word else column + len(word)
-            wrap = column > 100 and word.startswith(" ")
-            print("\n" + word[1:] if wrap else word, end="", flush=True)
-            column = len(word) if wrap else column
-        words.append(piece)
+    paragraph, column = "", 0
+    for piece in chain([OPENING], lm.stream(OPENING, max_new_tokens=120, temperature=0.8, top_p=0.95, seed=seed)):
+        paragraph += piece
+        for part in re.findall(r"\s+|\S+", piece):
+            part = "\n" if part == " " and column > 90 else part
+            column = 0 if "\n" in part else column + len(part)
+            print(part, end="", flush=True)
     print()
     path = out / "paragraph.txt"
-    path.write_text(OPENING + "".join(words) + "\n", encoding="utf-8")
+    path.write_text(paragraph + "\n", encoding="utf-8")
     return path
 
 
@@ -104,13 +105,14 @@ def main():
     print("\n4 of 4: captions by the reader\n")
     read_pictures(pictures)
 
+    made = {paragraph: "the paragraph", grid: "the pictures with their prompts", args.out / "pictures": "each picture",
+            spoken: "the spoken words", args.out / "words": "each word", spectrogram: "the spectrogram of the words"}
+    width = max(len(str(path)) for path in made)
     print(f"\nDone in {time.perf_counter() - begun:.0f} s. What was made:")
-    for path, what in ((paragraph, "the paragraph"), (grid, "the pictures with their prompts"), (spoken, "the spoken words"),
-                       (spectrogram, "their spectrogram"), (args.out / "pictures", "each picture"), (args.out / "words", "each word")):
-        print(f"  {path!s:<28} {what}")
-    print(f"""
-Each file in pictures/ and words/ remembers how it was made. To make one again, to the byte:
-  python -c "import gencore; gencore.replay('{next((args.out / "words").glob("*.wav")).as_posix()}')" """)
+    print("\n".join(f"  {path!s:<{width}}   {what}" for path, what in made.items()))
+    again = args.out / "words" / f"{SPOKEN[0][0]}-{SPOKEN[0][1]}.wav"
+    print("\nEach file in pictures/ and words/ remembers how it was made. To make one again, to the byte:")
+    print(f"  {Path(sys.executable).as_posix()} -c \"import gencore; gencore.replay('{again.as_posix()}')\"")
 
 
 if __name__ == "__main__":
