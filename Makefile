@@ -20,8 +20,8 @@ test-slow: .venv/.installed-test        ## everything
 lint: .venv/.installed-lint
 	$(BIN)/python -m ruff check .
 
-bench: .venv/.installed-bench           ## every benchmark, tables on the screen, JSON in benchmarks/results
-	$(BIN)/python -m benchmarks
+bench: .venv/.installed-bench           ## tables on the screen, JSON in benchmarks/results; DATA="audio=FOLDER ..." for those on real data
+	$(BIN)/python -m benchmarks $(DATA)
 
 clean:
 	rm -rf .venv build *.egg-info
