@@ -1,6 +1,7 @@
 """Spectral audio codec: log-mel -> ConvNeXt -> residual VQ -> ConvNeXt -> magnitudes and phases -> inverse STFT.
 
 After Vocos (Siuzdak 2023: spectral head, no transposed convolutions) and SoundStream (Zeghidour et al. 2021: residual VQ)."""
+import hashlib
 from dataclasses import dataclass, field
 
 import torch
@@ -143,6 +144,13 @@ class Codec(nn.Module):
         """The pretrained folder's files, for `save_folder`; what only training needs (moving averages) stays out."""
         weights = {name: self.state_dict()[name].to(torch.bfloat16) for name in self.weight_shapes()}
         return {"config.json": to_dict(self.cfg), "model.safetensors": weights}
+
+    def digest(self):
+        """16 hex digits that stand for all weights of a file: another codec's codes mean other sounds."""
+        whole = hashlib.sha256()
+        for name, tensor in sorted(self.files()["model.safetensors"].items()):
+            whole.update(name.encode() + tensor.contiguous().view(torch.int16).numpy().tobytes())
+        return whole.hexdigest()[:16]
 
     def weight_shapes(self):
         """{name: shape} of what a file holds."""

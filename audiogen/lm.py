@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import AttentionConfig
-from gencore.check import dims
+from gencore.cache import Cache
+from gencore.check import dims, in_range
+from gencore.choose import Sampling, choose, guide
 from gencore.embeddings import CodebookEmbedding, LabelEmbedding
 from gencore.layers import MLPConfig
 from gencore.masks import causal
@@ -17,6 +19,7 @@ from gencore.positions import RotaryConfig
 from gencore.transformer import Transformer, TransformerConfig
 
 PREFIX = 2                        # positions before the codes: word, voice
+NEVER = -1e4                      # logit of what can't be said; finite, so that guidance may subtract it
 
 
 def small_transformer():
@@ -69,7 +72,7 @@ class TokenModel(nn.Module):
         logits = self.heads(x).view(B, S, self.cfg.books, -1).transpose(1, 2)     # (B, K, S, codes + 1)
         silent = torch.zeros(self.cfg.books, 1, self.cfg.codes + 1, dtype=torch.bool, device=x.device)
         silent[1:, :, self.cfg.filler] = True
-        return logits.masked_fill(silent, float("-inf"))
+        return logits.masked_fill(silent, NEVER)
 
     def forward(self, words, voices, steps, dropped=None):
         """steps (B,K,S), the first of them all filler. Logits at step s are those of step s + 1."""
@@ -103,5 +106,80 @@ def token_loss(model, batch, generator):
         dropped = (torch.rand(len(words), generator=generator) < model.cfg.unconditional).to(words.device)
     logits = model(words, batch["voices"], steps[:, :, :-1], dropped)             # (B, K, S, codes + 1)
     losses = F.cross_entropy(logits.flatten(0, 2), steps[:, :, 1:].flatten(), reduction="none").view_as(weights)
-    # A finer book's filler has probability 0: its loss is infinite where its weight is 0.
-    return losses.masked_fill(weights == 0, 0).mul(weights).sum(), weights.sum()
+    return (losses * weights).sum(), weights.sum()
+
+
+@dataclass(frozen=True)
+class SpeechSettings:
+    """How codes are drawn."""
+    guidance: float = 3.0             # 1 = the model as it is; above, what speaks against word and voice is pushed away
+    temperature: float = 0.8          # 0 = always the likeliest
+    top_k: int | None = 50            # codes considered; None = all
+
+    def __post_init__(self):
+        in_range("guidance", self.guidance, 0, 20)
+        self.sampling                 # checks the others
+
+    @property
+    def sampling(self):
+        return Sampling(temperature=self.temperature, top_k=self.top_k)
+
+
+@torch.inference_mode()
+def speak(model, words, voices, settings, seed):
+    """words, voices (B,) -> list of codes (K,T), one clip each. Row i draws from its own generator, so a word alone is a word in a list."""
+    cfg, B = model.cfg, len(words)
+    voicing = CodeStream(model, words, voices, settings, seed)
+    cache = Cache(cfg.transformer, 2 * B, PREFIX + 1 + voicing.most)
+    x = voicing.start()                                                           # (2B, PREFIX + 1, D)
+    for _ in range(voicing.most):
+        x = voicing.choose(model.transformer(x, causal(), cache=cache)[:, -1:])   # (2B, 1, D)
+        if voicing.done():
+            break
+    return voicing.clips()
+
+
+class CodeStream:
+    """The state of B clips being spoken; rows B..2B of every batch go without condition, for guidance."""
+
+    def __init__(self, model, words, voices, settings, seed):
+        cfg = model.cfg
+        self.model, self.words, self.voices, self.settings = model, words, voices, settings
+        self.generators = [torch.Generator().manual_seed(seed + i) for i in range(len(words))]
+        self.most = model.pattern.steps(cfg.longest)
+        self.grid = model.pattern.grid(self.most)                                 # (K, S)
+        self.frames = torch.full((len(words),), cfg.longest)                      # (B,), what a clip has when it does not end before
+        self.steps = []                                                           # of (B, K)
+
+    def start(self):
+        """The embeddings that come before the first step: word, voice, a step of filler."""
+        B, filler = len(self.words), self.model.cfg.filler
+        both = [torch.cat([ids, ids]) for ids in (self.words, self.voices)]
+        prefix = self.model.prefix(*both, dropped=torch.arange(2 * B) >= B)       # (2B, PREFIX, D)
+        return torch.cat([prefix, self.model.embed(torch.full((2 * B, self.model.cfg.books, 1), filler))], 1)
+
+    def choose(self, x):
+        """x (2B,1,D) of the newest position -> the embedding (2B,1,D) of the codes chosen from it."""
+        filler, step = self.model.cfg.filler, len(self.steps)
+        cond, null = self.model.logits(x)[:, :, 0].chunk(2)                       # (B, K, codes + 1) each
+        logits = guide(cond, null, self.settings.guidance)
+        frame = self.grid[:, step]                                                # (K,), the frame each book is at
+        if step == 0:
+            logits[:, 0, filler] = NEVER                                          # a clip has one frame at least
+        ids = torch.full(cond.shape[:2], filler)                                  # (B, K)
+        for book in (frame >= 0).nonzero()[:, 0].tolist():
+            drawn = choose(logits[:, book], self.settings.sampling, self.generators)
+            if book == 0:                                                         # filler in book 0 is the end of the clip
+                self.frames = torch.where((drawn == filler) & (self.frames > frame[0]), frame[0], self.frames)
+            ids[:, book] = torch.where(frame[book] < self.frames, drawn, filler)
+        self.steps.append(ids)
+        return self.model.embed(torch.cat([ids, ids])[:, :, None])
+
+    def done(self):
+        """Whether every clip has spoken its last frame in every book."""
+        return len(self.steps) >= self.model.pattern.steps(int(self.frames.max()))
+
+    def clips(self):
+        """The finished clips: list of codes (K,T)."""
+        codes = self.model.pattern.gather(torch.stack(self.steps, 2))             # (B, K, T)
+        return [row[:, :int(frames)] for row, frames in zip(codes, self.frames)]

@@ -1,0 +1,141 @@
+"""TextToSpeech: words in, a spoken clip out, in a named voice, with the recipe that makes it again.
+
+    speaker = TextToSpeech.from_pretrained("speaker")
+    speaker("seven", voice="george", seed=0).save("seven.wav")"""
+import os
+import re
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from audiogen.audio import Audio
+from audiogen.codec import Codec
+from audiogen.data import DIGITS
+from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, speak
+from gencore.check import CheckpointError, InputError, nearest, unknown
+from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, weights_digest
+from gencore.config import from_dict, to_dict
+from gencore.recipe import Recipe
+
+MOST_WORDS = 64             # spoken by one call
+GAP = 0.08                  # seconds of silence between two words
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """A token model, the codec whose codes it speaks, and how it is best sampled."""
+    model: TokenModelConfig
+    codec: str = "codec"                                  # a shipped name, or "./codec" inside the folder
+    codec_digest: str = ""                                # of the codec's weights: other codes would be noise
+    settings: SpeechSettings = field(default_factory=SpeechSettings)
+
+
+class TextToSpeech:
+    """Says the words it has learnt, in the voices it has learnt."""
+
+    def __init__(self, cfg, model, codec, *, name="", digest=""):
+        self.cfg, self.model, self.codec = cfg, model.eval(), codec.eval()
+        self.name, self.digest = name, digest             # for recipes
+
+    @property
+    def voices(self):
+        return list(self.cfg.model.voices)
+
+    @property
+    def words(self):
+        return list(self.cfg.model.words)
+
+    def __call__(self, text, voice=None, *, seed=None, guidance=None, temperature=None, top_k=None):
+        """text -> Audio. Several words are spoken one after another. `voice` None: the first; `seed` None: a new one (see .recipe).
+
+        guidance: 1 follows the model as it is, 2-4 keep closer to word and voice. temperature, top_k: how freely codes are drawn."""
+        words = self.parse(text)
+        voice = self.voices[0] if voice is None else voice
+        if voice not in self.voices:
+            raise unknown("voice", voice, self.voices)
+        given = {"guidance": guidance, "temperature": temperature, "top_k": top_k}
+        settings = replace(self.cfg.settings, **{name: value for name, value in given.items() if value is not None})
+        seed = int(torch.randint(2 ** 31, ())) if seed is None else seed
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise InputError(f"seed should be a whole number, got {seed!r}")
+        ids = torch.tensor([self.words.index(word) for word in words])
+        clips = speak(self.model, ids, torch.full_like(ids, self.voices.index(voice)), settings, seed)
+        recipe = Recipe.made("audio", self.name, self.digest, inputs={"text": text, "voice": voice}, seed=seed,
+                             settings=to_dict(settings)) if self.digest else None
+        return Audio(self.joined(clips), self.codec.cfg.sample_rate, recipe)
+
+    def parse(self, text):
+        """text -> list of known words, longest phrases first; digits are read as words. Unknown words are listed."""
+        if not isinstance(text, str):
+            raise InputError(f"text should be a string, got {type(text).__name__}")
+        said = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text) if set(DIGITS) <= set(self.words) else text
+        parts = re.findall(r"[\w'-]+", said.lower())
+        known = {tuple(re.findall(r"[\w'-]+", word.lower())): word for word in self.words}
+        longest = max(map(len, known))
+        found, strange, place = [], [], 0
+        while place < len(parts):
+            for length in range(longest, 0, -1):
+                word = known.get(tuple(parts[place:place + length]))
+                if word is not None:
+                    found.append(word)
+                    break
+            else:
+                strange.append(parts[place])
+            place += length
+        self._check(found, strange)
+        return found
+
+    def _check(self, found, strange):
+        if strange:
+            listed = ", ".join(f'"{word}"{nearest(word, self.words)}' for word in dict.fromkeys(strange))
+            raise InputError(f"can't say {listed}: the words it knows are {', '.join(self.words)}")
+        if not found:
+            raise InputError(f"text is empty: give one or more of the words {', '.join(self.words)}")
+        if len(found) > MOST_WORDS:
+            raise InputError(f"text has {len(found)} words, at most {MOST_WORDS} are spoken at once: split it")
+
+    def joined(self, clips):
+        """list of codes (K,T) -> waveform (1,L), with a short silence between two."""
+        gap = torch.zeros(1, round(GAP * self.codec.cfg.sample_rate))
+        parts = []
+        for codes in clips:
+            parts += [self.codec.decode(codes[None])[0], gap]
+        return torch.cat(parts[:-1], 1)
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """A shipped name, a folder or a Hub id -> TextToSpeech."""
+        folder = resolve(name, "audiogen")
+        cfg = from_dict(SpeechConfig, read_json(folder / "config.json"))
+        inside = cfg.codec.startswith("./")
+        place = folder / cfg.codec[2:] if inside else resolve(cfg.codec, "audiogen", hub=False)
+        if not place.resolve().is_relative_to(folder.resolve()) and inside:
+            raise CheckpointError(f"{folder}: its codec {cfg.codec} lies outside the folder")
+        codec = Codec.from_pretrained(place)
+        if codec.digest() != cfg.codec_digest:
+            raise CheckpointError(f"{folder} speaks the codes of a codec with digest {cfg.codec_digest}, {place} has {codec.digest()}: "
+                                  "use the codec it was trained with")
+        model = TokenModel(cfg.model)
+        model.load_state_dict(load_tensors(folder / "model.safetensors", expect={n: tuple(p.shape) for n, p in model.state_dict().items()}))
+        return cls(cfg, model, codec, name=os.fspath(name), digest=weights_digest(folder))
+
+    def save_pretrained(self, folder):
+        """Writes the whole voice, its codec inside, and makes this folder the one that recipes name."""
+        save_folder(folder, speech_files(self.cfg, self.model, self.codec))
+        self.name, self.digest = os.fspath(folder), weights_digest(folder)
+
+
+def speech_files(cfg, model, codec):
+    """Files of a folder that holds token model and codec, for `save_folder`."""
+    inner = {f"codec/{name}": content for name, content in codec.files().items()}
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    outer = {"config.json": to_dict(cfg) | {"codec": "./codec", "codec_digest": codec.digest()}, "model.safetensors": weights}
+    return {**outer, **inner}
+
+
+def remake(recipe):
+    """Recipe -> Audio: what `gencore.replay` calls."""
+    speaker = TextToSpeech.from_pretrained(recipe.model)
+    settings = from_dict(SpeechSettings, recipe.settings)
+    return speaker(recipe.inputs["text"], recipe.inputs["voice"], seed=recipe.seed, guidance=settings.guidance,
+                   temperature=settings.temperature, top_k=settings.top_k)
