@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gencore.check import ConfigError
+from gencore.check import ConfigError, dims
+from gencore.config import check_choices
 from gencore.positions import rotate
 
 
@@ -24,8 +25,11 @@ class AttentionConfig:
     softcap: float | None = None                                      # scores become cap * tanh(score / cap)
     scale: float | None = None                                        # None = E ** -0.5
 
+    def __post_init__(self):
+        check_choices(self)
 
-CAUSAL = "causal"          # in place of a dense mask: query i sees keys <= i, T == S, by the fast kernel
+
+CAUSAL = "causal"          # in place of a dense mask: the last query sees the last key; by the fast kernel when T == S
 
 
 def attend(q, k, v, mask=None, *, scale=None, softcap=None):
@@ -34,20 +38,28 @@ def attend(q, k, v, mask=None, *, scale=None, softcap=None):
     mask broadcasts to (B,N,T,S): bool, True = visible; float, added to the scores; CAUSAL. softcap needs the eager form (Gemma 2)."""
     if softcap is not None:
         return attend_eager(q, k, v, mask, scale=scale, softcap=softcap)[0]
-    is_causal = mask is CAUSAL
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if is_causal else mask, is_causal=is_causal, scale=scale,
-                                          enable_gqa=q.shape[1] != k.shape[1])
+    if mask is CAUSAL:
+        if q.shape[2] == k.shape[2]:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        mask = _causal(q, k)                                                      # the kernel aligns first with first
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _causal(q, k):
+    """Query i sees keys <= i + (S - T): (T, S) bool."""
+    T, S = q.shape[2], k.shape[2]
+    return torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
 
 
 def attend_eager(q, k, v, mask=None, *, scale=None, softcap=None):
     """As `attend`, step by step; returns ((B,N,T,E), weights (B,N,T,S)): for soft-caps, explanations, and as the reference."""
-    N, G, T, S = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
+    N, G = q.shape[1], k.shape[1]
     k, v = (t.repeat_interleave(N // G, dim=1) for t in (k, v))                   # (B, N, S, E)
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)     # (B, N, T, S)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is CAUSAL:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        mask = _causal(q, k)
     if mask is not None and mask.is_floating_point():
         scores = scores + mask
     elif mask is not None:
@@ -88,12 +100,13 @@ class Attention(nn.Module):
         """seen: mask as `attend` takes it; rotary: what rotary_table gives; cache: this layer's part of a cache."""
         B, T, _ = x.shape
         N, G, E = self.heads, self.kv_heads, self.head_width
-        qk, v = self.qkv(x).view(B, T, N + 2 * G, E).transpose(1, 2).split((N + G, G), dim=1)    # (B, N+G, T, E), (B, G, T, E)
+        heads = self.qkv(x).view(B, T, N + 2 * G, E).transpose(1, 2)              # (B, N+2G, T, E)
+        qk, v = heads.split_with_sizes((N + G, G), 1)                             # (B, N+G, T, E), (B, G, T, E)
         if self.q_norm is not None:
             qk = torch.cat((self.q_norm(qk[:, :N]), self.k_norm(qk[:, N:])), dim=1)
         if rotary is not None:
             qk = rotate(qk, *rotary)                                              # queries and keys in one go
-        q, k = qk.split((N, G), dim=1)
+        q, k = qk.split_with_sizes((N, G), 1)
         if cache is not None:
             k, v = cache.put(k, v)                                                # (B, G, S, E)
         out = attend(q, k, v, seen, scale=self.scale, softcap=self.softcap)       # (B, N, T, E)
@@ -117,6 +130,7 @@ class CrossAttention(nn.Module):
         N, G, E = self.heads, self.kv_heads, self.head_width
         q = self.q(x).view(B, T, N, E).transpose(1, 2)                            # (B, N, T, E)
         if cache is None or cache.memory is None:
+            dims("memory", memory, "B S M", B=B, M=self.kv.in_features)
             k, v = self.kv(memory).view(B, -1, 2 * G, E).transpose(1, 2).chunk(2, dim=1)    # (B, G, S, E)
             if cache is not None:
                 cache.memory = (k, v)
@@ -150,6 +164,8 @@ class AdditiveAttention(nn.Module):
 def head_sizes(width, cfg):
     """(N, G, E) of a configuration, checked."""
     N, G = cfg.heads, cfg.kv_heads or cfg.heads
+    if N < 1:
+        raise ConfigError(f"attention.heads should be at least 1, got {N}")
     if cfg.head_width is None and width % N:
         raise ConfigError(f"attention.heads should divide width {width}, got {N}")
     if N % G:

@@ -29,6 +29,7 @@ class LayerCache:
 class Cache:
     """Static: room for `size` positions. `length` is how many are filled."""
     newest = True              # the queries of a forward are the last keys that `put` returns
+    window = None              # how far back a query may look; None = to the start
 
     def __init__(self, cfg, batch, size, *, dtype=torch.float32, device="cpu"):
         self.size, self.length, self.first = size, 0, 0
@@ -58,7 +59,7 @@ class Cache:
 
 
 class RollingCache(Cache):
-    """The last `window` positions of a text of any length: memory stays flat.
+    """The last `window` positions of a text of any length: memory stays flat, and no query looks further back.
 
     Keys lie in one piece of 2 x window slots; when it is full, the newest half moves to the front."""
 

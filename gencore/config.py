@@ -28,6 +28,13 @@ def from_dict(cls, values, path=""):
     return cls(**{key: _convert(hints[key], value, path + key) for key, value in values.items()})
 
 
+def check_choices(cfg):
+    """For __post_init__: every field annotated Literal holds one of its words, else ConfigError."""
+    for name, hint in typing.get_type_hints(type(cfg)).items():
+        if typing.get_origin(hint) is typing.Literal:
+            _convert(hint, getattr(cfg, name), f"{type(cfg).__name__}.{name}")
+
+
 def override(cfg, pairs):
     """cfg, ["lr=1e-3", "attention.heads=4"] -> a copy with these fields replaced (values are read as JSON, else as text)."""
     values = to_dict(cfg)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gencore.config import check_choices
+
 ACTIVATIONS = {
     "gelu": F.gelu,                                                # erf; differs from the tanh form by up to 5e-4
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -26,6 +28,9 @@ class NormConfig:
     affine: bool = True                                            # False: no weight (adaptive norm brings its own)
     bias: bool = True                                              # of layer norms
 
+    def __post_init__(self):
+        check_choices(self)
+
 
 @dataclass(frozen=True)
 class MLPConfig:
@@ -34,6 +39,9 @@ class MLPConfig:
     gated: bool = False                                            # act(gate) * up, the two in one matrix
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu"
     bias: bool = False
+
+    def __post_init__(self):
+        check_choices(self)
 
 
 class RMSNorm(nn.Module):
@@ -46,12 +54,13 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(start(width)) if affine else None
 
     def forward(self, x):
-        if self.weight is None or self.one_plus:
-            weight = None if self.weight is None else self.weight.float() + 1
-            return F.rms_norm(x.float(), x.shape[-1:], weight, self.eps).to(x.dtype)
+        weight, size = self.weight, x.shape[-1:]
+        if weight is None or self.one_plus:
+            weight = None if weight is None else weight.float() + 1
+            return F.rms_norm(x.float(), size, weight, self.eps).to(x.dtype)
         if x.dtype == torch.float32:
-            return F.rms_norm(x, x.shape[-1:], self.weight.float(), self.eps)         # one kernel
-        return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
+            return torch.rms_norm(x, size, weight.float(), self.eps)                  # one call
+        return F.rms_norm(x.float(), size, None, self.eps).to(x.dtype) * weight.to(x.dtype)
 
 
 def make_norm(width, cfg):

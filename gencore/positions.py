@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from gencore.check import ConfigError
+from gencore.check import ConfigError, InputError, nearest
+from gencore.config import check_choices
 
 
 @dataclass(frozen=True)
@@ -21,32 +22,65 @@ class RotaryConfig:
     axes: tuple[int, ...] | None = None                        # dims per axis for positions (..., A); None = one axis
     scaling: dict | None = None                                # transformers' rope_parameters without theta: {"rope_type": ...}
 
+    def __post_init__(self):
+        check_choices(self)
+
+
+class Rotary:
+    """Tables of one configuration for heads of `width`; what does not depend on the positions is made once."""
+
+    def __init__(self, width, cfg):
+        self.cfg, self.width = cfg, int(width * cfg.partial)
+        axes = cfg.axes or (self.width,)
+        if sum(axes) != self.width or any(a % 2 for a in axes):
+            raise ConfigError(f"rotary axes should be even and sum to {self.width}, got {axes}")
+        self.by_length = scaling_type(cfg) in ("dynamic", "longrope")
+        self.rates, self.factor = self._rates(1)
+
+    def _rates(self, length):
+        """(rates (r,) of every dim, factor on cos and sin); the rate of a pair's first dim is negative: see `rotate`."""
+        if self.cfg.axes is None:
+            rates, factor = scaled_rates(self.width, self.cfg, length)
+        else:
+            rates, factor = torch.cat([rates_of(a, self.cfg.theta) for a in self.cfg.axes]), 1.0
+        pair = (-rates, rates)
+        return torch.cat(pair) if self.cfg.layout == "half" else torch.stack(pair, -1).flatten(), factor
+
+    def __call__(self, positions):
+        """positions (T,), (B,T), or (...,T,A) with axes -> (cos, sin, interleaved); cos, sin (B or 1, 1, T, r).
+
+        sin carries the sign of the rotation, so that `rotate` is one product and one fused multiply-add."""
+        if self.by_length:                                                                    # the text decides
+            self.rates, self.factor = self._rates(int(positions.max()) + 1)
+        if self.rates.device != positions.device:
+            self.rates = self.rates.to(positions.device)
+        spread = positions[..., None] if self.cfg.axes is None else self._by_axis(positions)
+        angles = spread * self.rates                                                          # (..., T, r)
+        angles = angles.view(-1, 1, *angles.shape[-2:])                                       # (B or 1, 1, T, r)
+        cos, sin = angles.cos(), angles.sin()
+        if self.factor != 1.0:
+            cos, sin = cos * self.factor, sin * self.factor
+        return cos, sin, self.cfg.layout == "interleaved"
+
+    def _by_axis(self, positions):
+        """positions (...,T,A) -> the position that each dim turns by, (...,T,r)."""
+        if positions.dim() < 2 or positions.shape[-1] != len(self.cfg.axes):
+            raise InputError(f"positions: rotary over {len(self.cfg.axes)} axes reads (T, {len(self.cfg.axes)}) or (B, T, "
+                             f"{len(self.cfg.axes)}), got shape {tuple(positions.shape)}")
+        pairs = torch.cat([positions[..., i, None].expand(*positions.shape[:-1], a // 2) for i, a in enumerate(self.cfg.axes)], -1)
+        return torch.cat((pairs, pairs), -1) if self.cfg.layout == "half" else pairs.repeat_interleave(2, -1)
+
 
 def rotary_table(positions, width, cfg):
-    """positions (T,), (B,T), or (...,T,A) with axes -> (cos, sin, interleaved); cos, sin (B or 1, 1, T, r) for heads of `width`.
-
-    sin carries the sign of the rotation, so that `rotate` is one product and one fused multiply-add."""
-    r = int(width * cfg.partial)
-    if cfg.axes is None:
-        rates, factor = scaled_rates(r, cfg, positions)
-        angles = positions[..., None].float() * rates.to(positions.device)                    # (..., T, r/2)
-    else:
-        if sum(cfg.axes) != r or any(a % 2 for a in cfg.axes):
-            raise ConfigError(f"rotary axes should be even and sum to {r}, got {cfg.axes}")
-        factor = 1.0
-        angles = torch.cat([positions[..., i, None].float() * rates_of(a, cfg.theta).to(positions.device)
-                            for i, a in enumerate(cfg.axes)], dim=-1)                         # (..., T, r/2)
-    angles = angles.view(-1, 1, *angles.shape[-2:])                                           # (B or 1, 1, T, r/2)
-    cos, sin = angles.cos() * factor, angles.sin() * factor
-    if cfg.layout == "half":
-        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1), False
-    return cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2), True
+    """The table of `Rotary(width, cfg)` for these positions."""
+    return Rotary(width, cfg)(positions)
 
 
 def rotate(x, cos, sin, interleaved=False):
     """x (B,N,T,E) turned by its positions; only the first cos.shape[-1] dims turn."""
     r = cos.shape[-1]
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if cos.dtype != x.dtype:
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     turning = x if r == x.shape[-1] else x[..., :r]
     if interleaved:
         partner = turning.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)                         # pairs exchanged
@@ -58,20 +92,33 @@ def rotate(x, cos, sin, interleaved=False):
 
 def rates_of(width, theta):
     """Radians per position of each pair: theta^(-2i/width), (width/2,)."""
-    return 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    return 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width)
 
 
-def scaled_rates(width, cfg, positions):
-    """(rates (width/2,), factor on cos and sin) under cfg.scaling, as transformers defines the types."""
-    plain, rule = rates_of(width, cfg.theta), cfg.scaling or {}
-    kind = rule.get("rope_type", rule.get("type", "default"))
+class _Rule(dict):
+    """A scaling rule whose missing fields are named."""
+
+    def __missing__(self, key):
+        raise ConfigError(f"rotary scaling {scaling_type(self)} needs the field {key}, got {dict(self)}")
+
+
+def scaling_type(rule):
+    """The type that a rule (or a RotaryConfig) names; old files say `type`."""
+    rule = (rule.scaling or {}) if isinstance(rule, RotaryConfig) else rule
+    return rule.get("rope_type", rule.get("type", "default"))
+
+
+def scaled_rates(width, cfg, length=1):
+    """(rates (width/2,), factor on cos and sin) under cfg.scaling for a text of `length`, as transformers defines the types."""
+    plain, rule = rates_of(width, cfg.theta), _Rule(cfg.scaling or {})
+    kind = scaling_type(rule)
     if kind == "default":
         return plain, 1.0
     if kind == "linear":
         return plain / rule["factor"], 1.0
     if kind == "dynamic":                                       # NTK: a longer base once the text is longer than the training's
         most = rule["original_max_position_embeddings"]
-        length = max(int(positions.max()) + 1, most)
+        length = max(length, most)
         stretch = rule["factor"] * length / most - (rule["factor"] - 1)
         return rates_of(width, cfg.theta * stretch ** (width / (width - 2))), 1.0
     if kind == "llama3":
@@ -79,8 +126,9 @@ def scaled_rates(width, cfg, positions):
     if kind == "yarn":
         return _yarn(plain, rule, width, cfg.theta)
     if kind == "longrope":
-        return _longrope(plain, rule, int(positions.max()) + 1)
-    raise ConfigError(f'rotary scaling "{kind}" is unknown: expected default, linear, dynamic, llama3, yarn or longrope')
+        return _longrope(plain, rule, length)
+    known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+    raise ConfigError(f'rotary scaling "{kind}" is unknown{nearest(kind, known)}: expected {", ".join(known)}')
 
 
 def _llama3(plain, rule):
@@ -103,7 +151,7 @@ def _yarn(plain, rule, width, theta):
     if rule.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
-    ramp = ((torch.arange(width // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(width // 2, device="cpu") - low) / max(high - low, 0.001)).clamp(0, 1)
     rates = plain / factor * ramp + plain * (1 - ramp)
 
     def temperature(mscale):
@@ -119,7 +167,7 @@ def _yarn(plain, rule, width, theta):
 def _longrope(plain, rule, length):
     """Ding et al. 2024: one list of factors for short texts, one for long."""
     old = rule["original_max_position_embeddings"]
-    factors = torch.tensor(rule["long_factor"] if length > old else rule["short_factor"], dtype=torch.float32)
+    factors = torch.tensor(rule["long_factor"] if length > old else rule["short_factor"], dtype=torch.float32, device="cpu")
     factor = rule.get("factor") or rule.get("max_position_embeddings", old) / old
     scale = rule.get("attention_factor")
     if scale is None:
@@ -172,6 +220,9 @@ class RelativeConfig:
     buckets: int = 32                  # t5: rows of the table
     distance: int = 128                # t5: beyond it all distances share the last bucket
     two_way: bool = True               # t5: half of the buckets for keys after the query
+
+    def __post_init__(self):
+        check_choices(self)
 
 
 class RelativeBias(nn.Module):

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import CAUSAL, Attention, AttentionConfig, CrossAttention, head_sizes
 from gencore.check import ConfigError, InputError, dims
+from gencore.config import check_choices
 from gencore.layers import AdaLNZero, MLPConfig, NormConfig, SharedAdaLN, make_mlp, make_norm, modulate
-from gencore.positions import RelativeBias, RelativeConfig, RotaryConfig, rotary_table
+from gencore.masks import Mask
+from gencore.positions import RelativeBias, RelativeConfig, Rotary, RotaryConfig
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class TransformerConfig:
     final_norm: bool = True                                      # after the last block
 
     def __post_init__(self):
+        check_choices(self)
         head_sizes(self.width, self.attention)
         if self.condition != "none" and self.norm.place != "pre":
             raise ConfigError(f'adaptive norm needs norm.place="pre", got "{self.norm.place}"')
@@ -61,17 +65,17 @@ class Block(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        width, self.place = cfg.width, cfg.norm.place
+        width, self.place, self.dropout = cfg.width, cfg.norm.place, cfg.dropout
         self.attention_norm = make_norm(width, cfg.norm)
         self.attention = Attention(width, cfg.attention)
         self.mlp_norm = make_norm(width, cfg.norm)
         self.mlp = make_mlp(width, cfg.mlp)
-        self.drop = nn.Dropout(cfg.dropout)
         self.cross = CrossAttention(width, cfg.attention, cfg.cross) if cfg.cross else None
-        self.cross_norm = make_norm(width, cfg.norm) if cfg.cross and cfg.cross_norm else nn.Identity()
-        self.modulation = {"none": lambda _: None, "adaln_zero": AdaLNZero, "adaln_shared": SharedAdaLN}[cfg.condition](width)
-        if self.place == "sandwich":
-            self.attention_after, self.mlp_after = make_norm(width, cfg.norm), make_norm(width, cfg.norm)
+        self.cross_norm = make_norm(width, cfg.norm) if cfg.cross and cfg.cross_norm else None
+        self.modulation = None if cfg.condition == "none" else {"adaln_zero": AdaLNZero, "adaln_shared": SharedAdaLN}[cfg.condition](width)
+        sandwich = self.place == "sandwich"
+        self.attention_after = make_norm(width, cfg.norm) if sandwich else None
+        self.mlp_after = make_norm(width, cfg.norm) if sandwich else None
 
     def forward(self, x, inputs, cache=None):
         if self.modulation is not None:
@@ -79,27 +83,32 @@ class Block(nn.Module):
         if self.place == "post":
             x = self.attention_norm(x + self._attend(x, inputs, cache))
             if self.cross is not None:
-                x = self.cross_norm(x + self._cross(x, inputs, cache))
-            return self.mlp_norm(x + self.drop(self.mlp(x)))
-        after = (self.attention_after, self.mlp_after) if self.place == "sandwich" else (nn.Identity(), nn.Identity())
-        x = x + after[0](self._attend(self.attention_norm(x), inputs, cache))
+                x = x + self._cross(x, inputs, cache)
+                x = x if self.cross_norm is None else self.cross_norm(x)
+            return self.mlp_norm(x + self._drop(self.mlp(x)))
+        added = self._attend(self.attention_norm(x), inputs, cache)
+        x = x + (added if self.attention_after is None else self.attention_after(added))
         if self.cross is not None:
-            x = x + self._cross(self.cross_norm(x), inputs, cache)
-        return x + after[1](self.drop(self.mlp(self.mlp_norm(x))))
+            x = x + self._cross(x if self.cross_norm is None else self.cross_norm(x), inputs, cache)
+        added = self._drop(self.mlp(self.mlp_norm(x)))
+        return x + (added if self.mlp_after is None else self.mlp_after(added))
 
     def _adaptive(self, x, inputs, cache):
         """adaLN: shift, scale and gate come from the condition (a noise level, a label)."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(inputs.cond)        # each (B, 1, D)
         x = x + gate * self._attend(modulate(self.attention_norm(x), shift, scale), inputs, cache)
         if self.cross is not None:
-            x = x + self._cross(self.cross_norm(x), inputs, cache)
-        return x + mlp_gate * self.drop(self.mlp(modulate(self.mlp_norm(x), mlp_shift, mlp_scale)))
+            x = x + self._cross(x if self.cross_norm is None else self.cross_norm(x), inputs, cache)
+        return x + mlp_gate * self._drop(self.mlp(modulate(self.mlp_norm(x), mlp_shift, mlp_scale)))
 
     def _attend(self, x, inputs, cache):
-        return self.drop(self.attention(x, inputs.seen, rotary=inputs.rotary, cache=cache))
+        return self._drop(self.attention(x, inputs.seen, rotary=inputs.rotary, cache=cache))
 
     def _cross(self, x, inputs, cache):
-        return self.drop(self.cross(x, inputs.memory, inputs.memory_seen, cache=cache))
+        return self._drop(self.cross(x, inputs.memory, inputs.memory_seen, cache=cache))
+
+    def _drop(self, x):
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class Transformer(nn.Module):
@@ -111,64 +120,77 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
         self.norm = make_norm(cfg.width, cfg.norm) if cfg.final_norm and cfg.norm.place != "post" else nn.Identity()
         self.relative = RelativeBias(cfg.attention.heads, cfg.relative) if cfg.relative else None
-        self.apply(self._start)
-        for block in self.blocks:                                   # what is added 2L times starts smaller (GPT-2)
-            for last in (block.attention.out, block.mlp.down):
-                nn.init.normal_(last.weight, std=0.02 / (2 * cfg.layers) ** 0.5)
+        head_width = head_sizes(cfg.width, cfg.attention)[2]
+        self.rotary = Rotary(head_width, cfg.rotary) if cfg.rotary else None
+        self.local_rotary = Rotary(head_width, cfg.local_rotary) if cfg.local_rotary else self.rotary
+        self._start()
 
     def forward(self, x, mask=None, *, positions=None, cache=None, memory=None, cond=None):
         """mask: a Mask of gencore.masks, None = everything. positions (T,), (B,T) or (...,A): default the slots.
         cache: filled and advanced. memory: a Memory. cond: (B,D), or (B,6,D) for shared adaLN."""
         B, T, _ = dims("x", x, "B T D", D=self.cfg.width)
-        if self.cfg.cross and memory is None:
-            raise InputError("this transformer has cross-attention: give memory=Memory(states, keep)")
         if cache is None:
             query = key = torch.arange(T, device=x.device)
         else:
             query, key = cache.reserve(T)
-        inputs = self._inputs(query if positions is None else positions, memory, cond)
-        masks = _Dense(mask, self.relative, query, key, cache is None or cache.newest)
-        local = self._rotary(query if positions is None else positions, self.cfg.local_rotary) or inputs.rotary
+        positions = query if positions is None else positions
+        self._check(B, T, positions, memory, cond)
+        masks = _Masks(mask, self.relative, (query, key), cache)
+        tables, shared = {}, {}                                     # layers of one window share mask and table
         for i, block in enumerate(self.blocks):
             window = self.cfg.window_of(i)
-            inputs = inputs._replace(seen=masks(window))
-            around = inputs if window is None else inputs._replace(rotary=local)
-            x = block(x, around, None if cache is None else cache.layers[i])
+            if window not in shared:
+                rotary = self.rotary if window is None else self.local_rotary
+                if rotary is not None and rotary not in tables:
+                    tables[rotary] = rotary(positions)
+                shared[window] = Inputs(masks.of(window), tables.get(rotary), *masks.of_memory(memory), cond)
+            x = block(x, shared[window], None if cache is None else cache.layers[i])
         if cache is not None:
             cache.advance(T)
         return self.norm(x)
 
-    def _inputs(self, positions, memory, cond):
-        states, keep = memory if memory is not None else (None, None)
-        return Inputs(rotary=self._rotary(positions, self.cfg.rotary), memory=states, cond=cond,
-                      memory_seen=None if keep is None else keep.bool()[:, None, None, :])
+    def _check(self, B, T, positions, memory, cond):
+        """What a forward was given, against what the configuration needs."""
+        axes = self.cfg.rotary.axes if self.cfg.rotary else None
+        shape = positions.shape if axes is None else positions.shape[:-1]
+        if shape not in ((T,), (1, T), (B, T)):
+            raise InputError(f"positions should be ({T},) or ({B}, {T}){' and an axis' if axes else ''}, got {tuple(positions.shape)}")
+        if (memory is None) != (self.cfg.cross is None):
+            raise InputError("this transformer has cross-attention: give memory=Memory(states, keep)" if self.cfg.cross else
+                             "this transformer has no cross-attention: memory can't be used (TransformerConfig.cross is its width)")
+        if memory is not None and memory.keep is not None:
+            dims("memory.keep", memory.keep, "B S", B=B, S=memory.states.shape[1])
+        if (cond is None) != (self.cfg.condition == "none"):
+            raise InputError(f'condition is "{self.cfg.condition}": cond should {"not " * (cond is not None)}be given')
+        if cond is not None:
+            dims("cond", cond, "B D" if self.cfg.condition == "adaln_zero" else "B 6 D", B=B, D=self.cfg.width)
 
-    def _rotary(self, positions, cfg):
-        return None if cfg is None else rotary_table(positions, head_sizes(self.cfg.width, self.cfg.attention)[2], cfg)
-
-    @staticmethod
-    def _start(module):
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            if not isinstance(module, nn.Linear) or module.weight.abs().sum() != 0:      # adaLN-zero stays zero
+    def _start(self):
+        """Weights of a model that is to be trained."""
+        zeros = {module.linear for module in self.modules() if isinstance(module, AdaLNZero)}       # a block starts as identity
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)) and module not in zeros:
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        for block in self.blocks:                                   # what is added 2L times starts smaller (GPT-2)
+            for last in (block.attention.out, block.mlp.down):
+                nn.init.normal_(last.weight, std=0.02 / (2 * self.cfg.layers) ** 0.5)
 
 
-class _Dense:
-    """The mask of one forward in the form that kernels take, made once for each window."""
+class _Masks:
+    """The mask of one forward in the form that kernels take."""
 
-    def __init__(self, mask, relative, query, key, newest):
-        self.mask, self.query, self.key, self.newest = mask, query, key, newest
-        self.bias = None if relative is None else relative(query, key)                   # (1, N, T, S)
-        self.made = {}
+    def __init__(self, mask, relative, slots, cache):
+        self.mask, (self.query, self.key) = mask, slots
+        self.newest = cache is None or cache.newest
+        if cache is not None and cache.window is not None:                               # a rolling cache forgets the rest
+            self.mask = (mask or Mask()).with_window(cache.window)
+        self.bias = None if relative is None else relative(self.query, self.key)         # (1, N, T, S)
 
-    def __call__(self, window):
-        if window not in self.made:
-            self.made[window] = self._make(self.mask.with_window(window) if self.mask is not None else None)
-        return self.made[window]
-
-    def _make(self, mask):
+    def of(self, window):
+        """The mask of layers with this window, as `attend` takes it."""
+        mask = self.mask if window is None else (self.mask or Mask()).with_window(window)
         if mask is None:
             return self.bias
         if self.bias is None and mask.only_causal and self.newest and len(self.query) == len(self.key) > 1:
@@ -177,3 +199,10 @@ class _Dense:
         if self.bias is None or seen is None:
             return self.bias if seen is None else seen
         return self.bias.masked_fill(~seen, torch.finfo(self.bias.dtype).min)            # (B or 1, N, T, S)
+
+    @staticmethod
+    def of_memory(memory):
+        """memory -> (its states, which of them are real (B,1,1,S))."""
+        if memory is None:
+            return None, None
+        return memory.states, None if memory.keep is None else memory.keep.bool()[:, None, None, :]
