@@ -178,7 +178,8 @@ def test_the_header_accounts_for_every_byte(tmp_path, header, size, says):
         assert says in refusal(CheckpointError, load_tensors, tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("raw", [b"", b"\0", b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:12", b"PK\3\4" * 9])
+@pytest.mark.parametrize("raw", [b"", b"\0", b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\noid",
+                                 b"PK\3\4" * 9])
 def test_other_files_under_the_name_of_weights_are_refused(tmp_path, raw):
     (tmp_path / "model.safetensors").write_bytes(raw)
     assert "model.safetensors: header" in refusal(CheckpointError, load_tensors, tmp_path)
@@ -216,8 +217,8 @@ def test_shards_are_one_model(sharded):
     assert "should have shape" in refusal(CheckpointError, load_tensors, sharded, SHAPES | {"steps": (1,)})
 
 
-@pytest.mark.parametrize("shard", ["../model-00002-of-00002.safetensors", "/etc/passwd", "sub/x.safetensors", "x.bin", 5, "", "..safetensors",
-                                   "C:\\x.safetensors", "-"])
+@pytest.mark.parametrize("shard", ["../model-00002-of-00002.safetensors", "/etc/passwd", "sub/x.safetensors", "x.bin", 5, "",
+                                   "..safetensors", "C:\\x.safetensors", "-"])
 def test_shards_lie_beside_their_index(sharded, shard):
     write_index(sharded, {"embed.weight": "model-00001-of-00002.safetensors", "steps": shard})
     assert 'tensor "steps" should lie in a .safetensors file beside it' in refusal(CheckpointError, load_tensors, sharded)
@@ -290,7 +291,8 @@ def test_a_name_is_a_text_or_a_path(package, name):
     assert "expected the name or folder" in refusal(InputError, resolve, name, "shipper")
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "nul\0byte", "a/" + "b" * 5000, "new\nline", "../pretrained/novelist", "pretrained\\novelist"])
+@pytest.mark.parametrize("name", ["x" * 5000, "nul\0byte", "a/" + "b" * 5000, "new\nline", "../pretrained/novelist",
+                                  "pretrained\\novelist"])
 def test_strange_names_are_refused_in_a_sentence(package, name):
     with pytest.raises((UnknownNameError, CheckpointError)):
         resolve(name, "shipper", hub=False)

@@ -1,4 +1,4 @@
-"""Changed bytes are refused: hundreds of mutated weight files, digests and configurations, each with the file and the tensor or field named."""
+"""Changed bytes are refused: hundreds of mutated weight files, digests and configurations, each naming the file and the tensor or field."""
 
 import json
 import random
@@ -177,7 +177,8 @@ def test_a_flipped_byte_names_its_own_tensor(model):
 
 
 def test_the_part_of_a_pipeline_folder_is_checked_against_the_digests_above(tmp_path):
-    save_folder(tmp_path / "painter", {"model_index.json": {"a": 1}, "vae/config.json": {"b": 2}, "vae/w.safetensors": {"x": torch.ones(3)}})
+    save_folder(tmp_path / "painter", {"model_index.json": {"a": 1},
+                                       "vae/config.json": {"b": 2}, "vae/w.safetensors": {"x": torch.ones(3)}})
     part = tmp_path / "painter" / "vae"
     assert torch.equal(load_tensors(part)["x"], torch.ones(3)) and read_json(part / "config.json") == {"b": 2}
     raw = (part / "w.safetensors").read_bytes()

@@ -32,7 +32,8 @@ place, exchange = sys.argv[1], module._exchange
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.scandir", "ctypes.dlopen", "shutil.rmtree")
 
 def save(version):
-    save_folder(place, {"config.json": {"version": version}, "model.safetensors": {"w": torch.full((300,), float(version)), "b": torch.ones(2)},
+    save_folder(place, {"config.json": {"version": version},
+                        "model.safetensors": {"w": torch.full((300,), float(version)), "b": torch.ones(2)},
                         "part/extra.safetensors": {"w": torch.full((7,), float(version))}})
 
 def write(way, point, number, version):
@@ -123,7 +124,8 @@ def disk_writers(tmp_path):
 
 
 def save(place, version):
-    save_folder(place, {"config.json": {"version": version}, "model.safetensors": {"w": torch.full((300,), float(version)), "b": torch.ones(2)},
+    save_folder(place, {"config.json": {"version": version},
+                        "model.safetensors": {"w": torch.full((300,), float(version)), "b": torch.ones(2)},
                         "part/extra.safetensors": {"w": torch.full((7,), float(version))}})
 
 
