@@ -48,12 +48,9 @@ def seal(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}: nothing to seal")
-    try:
-        listed = digest.parse_json((folder / DIGESTS).read_bytes(), folder / DIGESTS)
-    except (OSError, CheckpointError):
-        listed = {}
-    files = [path for path in _files(folder) if path.suffix in (".safetensors", ".json") or path.relative_to(folder).as_posix() in listed]
-    entries = {path.relative_to(folder).as_posix(): digest.describe(path) for path in files if path.name != DIGESTS}
+    listed, found = _written(folder), {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    entries = {name: digest.describe(path) for name, path in found.items()
+               if path.name != DIGESTS and (name in listed or path.suffix in (".safetensors", ".json"))}
     write_file(folder / DIGESTS, digest.digests_text(entries))
 
 
@@ -62,7 +59,7 @@ def load_tensors(path, expect=None):
 
     `expect` is {name: shape} of the model: other names or shapes are refused before anything is allocated."""
     path = Path(path)
-    while True:
+    for _ in range(10):
         before = _identity(path)
         try:
             tensors = _load(path, expect)
@@ -72,6 +69,12 @@ def load_tensors(path, expect=None):
             if _identity(path) == before:
                 raise error if isinstance(error, CheckpointError) else CheckpointError(f"could not read {path}: {error}") from error
         # somebody replaced the folder meanwhile: what was read may be of two checkpoints, so read again
+    raise CheckpointError(f"{path} is replaced faster than it can be read: wait for its writer, or copy it first")
+
+
+def tensor_shapes(path):
+    """What load_tensors would give, from the headers alone -> {name: shape}."""
+    return {name: tuple(entry.shape) for file in _weight_files(Path(path)) for name, entry in digest.read_header(file).items()}
 
 
 def read_json(path):
@@ -149,7 +152,11 @@ def _write(path, value):
         save_file(tensors, path, metadata={"format": "pt"})     # transformers wants the format
         path.chmod(mode)
     elif isinstance(value, Mapping):
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
+        try:
+            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path.name} should hold only JSON values: {error}") from None
+        path.write_text(text, encoding="utf-8", newline="\n")
     else:
         path.write_bytes(value.encode("utf-8") if isinstance(value, str) else value)
 
@@ -170,15 +177,25 @@ def _foreign_files(folder, files):
         return []
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder")
-    entries = digest.read_digests(folder) or {}
-    names = [name for path in _files(folder) if (name := path.relative_to(folder).as_posix()) != DIGESTS]
-    names = [name for name in names if name not in entries and name not in files]
-    weights = [name for name in names if name.endswith((".safetensors", INDEX))]
-    if weights:
-        raise InputError(f"{folder} holds weights that were not saved by this toolkit ({weights[0]}): save into another folder")
-    if len(names) > CARRIED_LIMIT:
-        raise InputError(f"{folder} holds more than {CARRIED_LIMIT} other files ({names[0]}): save into a folder of its own")
+    names, written = [], _written(folder)
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name == DIGESTS or name in written or name in files:
+            continue
+        if name.endswith((".safetensors", INDEX)):
+            raise InputError(f"{folder} holds weights that were not saved by this toolkit ({name}): save into another folder")
+        if len(names) == CARRIED_LIMIT:
+            raise InputError(f"{folder} holds more than {CARRIED_LIMIT} other files ({names[0]}): save into a folder of its own")
+        names.append(name)
     return names
+
+
+def _written(folder):
+    """Names of the files that saves have written; also those of a damaged digests.json, which is about to be replaced."""
+    try:
+        return set(digest.parse_json((folder / DIGESTS).read_bytes(), folder / DIGESTS))
+    except (OSError, CheckpointError):
+        return set()
 
 
 def _carry(path, fresh):
@@ -191,12 +208,10 @@ def _carry(path, fresh):
 
 
 def _files(folder):
-    """Files under `folder` in order, hidden ones left out."""
-    found = []
+    """Yields the files under `folder` in order, hidden ones left out."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 # ---- reading ----
@@ -222,10 +237,9 @@ def _identity(path):
     """What changes when the folder of `path` is replaced by another of the same name."""
     recover(path)
     folder = path if path.is_dir() else path.parent
-    if not folder.is_dir():
-        return None
-    stat = folder.stat()
-    return stat.st_dev, stat.st_ino, stat.st_ctime_ns
+    places = [place for place in (folder, folder / DIGESTS, folder.parent / DIGESTS) if place.exists()]
+    stats = [place.stat() for place in places]
+    return [(stat.st_dev, stat.st_ino, stat.st_mtime_ns * (not place.is_dir())) for place, stat in zip(places, stats)]
 
 
 def _weight_files(path):
@@ -287,7 +301,8 @@ def _check_expected(path, have, expect):
     shapes = [f'tensor "{n}" should have shape {expect[n]}, got {have[n]}' for n in expect if n in have and have[n] != expect[n]]
     notes = []
     if missing:
-        notes.append("missing " + _listed([f'tensor "{name}"{nearest(name, extra)}' for name in missing]))
+        hints = [nearest(name, extra[:1000]) for name in missing[:5]] + [""] * len(missing)      # the search is slow
+        notes.append("missing " + _listed([f'tensor "{name}"{hint}' for name, hint in zip(missing, hints)]))
     if extra:
         notes.append("unexpected " + _listed([f'tensor "{name}"' for name in extra]))
     if shapes:

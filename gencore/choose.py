@@ -55,7 +55,7 @@ def narrowed(logits, sampling):
         logits = logits.masked_fill(logits < least, float("-inf"))
     probabilities = logits.softmax(-1)
     if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, places = probabilities.sort(-1, descending=True, stable=True)
+        ordered, places = probabilities.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered                                             # (B, V) mass of the likelier ones
         before[:, 0] = -1                                                                 # the likeliest always stays
         cut = torch.zeros_like(ordered, dtype=torch.bool).scatter(-1, places, before >= sampling.top_p)

@@ -1,14 +1,25 @@
 """CausalLM: token embedding, gencore.Transformer, head (Radford et al. 2019; Touvron et al. 2023)."""
-from dataclasses import dataclass, field
+import os
+import secrets
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from gencore.check import dims
+from gencore.check import CheckpointError, InputError, dims, nearest
+from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.choose import Sampling
+from gencore.decode import CompiledStep, int8_linears
 from gencore.embeddings import LearnedPositions
 from gencore.loss import chunked_cross_entropy
 from gencore.masks import causal
+from gencore.recipe import Recipe, register
+from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
+from textgen.families import family
+from textgen.text import SEEDS, Settings, joined, made_text, pieces
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,12 @@ class CausalLMConfig:
 class CausalLM(nn.Module):
     """ids (B,T) -> logits (B,T,V)."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, tokenizer=None):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.tokenizer = cfg, tokenizer
+        self.name, self.digest = None, None                      # of the folder it came from, for recipes
+        self.compile, self.quantize = False, None                # how it generates
+        self._compiled = None
         D = cfg.transformer.width
         self.embedding = nn.Embedding(cfg.vocab, D)
         self.positions = LearnedPositions(cfg.context, D) if cfg.learned_positions else None
@@ -47,6 +61,10 @@ class CausalLM(nn.Module):
         """ids (B,T) -> logits (B,T,V); with a cache they continue what it holds. mask: beside causal()."""
         return self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache))
 
+    def last_logits(self, ids, *, mask=None, positions=None, cache=None):
+        """ids (B,T) -> logits (B,1,V) of the last position: all that generating needs."""
+        return self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache)[:, -1:])
+
     def hidden(self, ids, *, mask=None, positions=None, cache=None):
         """ids (B,T) -> states before the head (B,T,D)."""
         _, T = dims("ids", ids, "B T")
@@ -61,3 +79,170 @@ class CausalLM(nn.Module):
     def loss(self, ids, targets):
         """ids, targets (B,T), -100 = no target -> (summed cross-entropy, number of targets)."""
         return chunked_cross_entropy(self.hidden(ids).flatten(0, 1), self.head.weight, targets.flatten())
+
+    # ---- words ----
+
+    def generate(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
+                 stop=(), window=None, seed=None):
+        """A prompt, or a list of them -> the prompt and what follows, as Text (a str with its recipe), or a list.
+
+        temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at."""
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else prompt
+        seeds = seeds_of(seed, len(prompts) if isinstance(prompts, list) else 1)
+        with self.resting():
+            texts = joined(prompts, pieces(self, prompts, sampling_of(settings), seeds=seeds, settings=settings))
+        made = [made_text(text, self._recipe(asked, s, settings)) for text, asked, s in zip(texts, prompts, seeds)]
+        return made[0] if isinstance(prompt, str) else made
+
+    def stream(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
+               stop=(), window=None, seed=None):
+        """As `generate` for one prompt: yields what follows it, piece by piece."""
+        if not isinstance(prompt, str):
+            raise InputError(f"stream takes one prompt as str, got {type(prompt).__name__}: use generate for a list")
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
+        parts = pieces(self, [prompt], sampling_of(settings), seeds=seeds_of(seed, 1), settings=settings)
+        return self._resting_stream(parts)
+
+    def _resting_stream(self, parts):
+        with self.resting():
+            for _, piece in parts:
+                yield piece
+
+    def _settings(self, *values):
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
+        settings = Settings(*values, compile=self.compile, quantize=self.quantize)
+        stop = (settings.stop,) if isinstance(settings.stop, str) else tuple(settings.stop or ())
+        if not all(isinstance(text, str) and text for text in stop):
+            raise InputError(f"stop should be a text or a list of texts, got {settings.stop!r}")
+        return replace(settings, stop=stop)
+
+    def _recipe(self, prompt, seed, settings):
+        if self.digest is None:
+            return None
+        values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        return Recipe.made("text", self.name, self.digest, inputs={"prompt": prompt}, seed=seed, settings=values)
+
+    @contextmanager
+    def resting(self):
+        """While open, the model is in eval mode."""
+        training = self.training
+        self.eval()
+        try:
+            yield self
+        finally:
+            self.train(training)
+
+    def fast_stepper(self, length):
+        """A compiled Stepper for one text of `length` tokens, or None when it does not fit."""
+        size = min(self.cfg.context, -(-length // 512) * 512)
+        if length > size:
+            return None
+        if self._compiled is None or self._compiled.cache.size < length:
+            self._compiled = CompiledStep(self.last_logits, self.cfg.transformer, size, like=self.embedding.weight)
+        return self._compiled.stepper()
+
+    # ---- folders ----
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder, *, dtype=torch.float32, device="cpu", compile=False, quantize=None):
+        """A shipped name ("novelist"), a folder, or a Hub id -> the model with its tokenizer, in eval mode.
+
+        compile: generation's steps go through torch.compile (half a minute once). quantize="int8": 8-bit weights, CPU only."""
+        if quantize not in (None, "int8"):
+            raise InputError(f'quantize should be None or "int8", got {quantize!r}{nearest(quantize, ["int8"])}')
+        folder = resolve(name_or_folder, "textgen")
+        try:
+            cfg, state = read_folder(folder)
+        except CheckpointError as error:
+            raise error if str(folder) in str(error) else CheckpointError(f"{folder}: {error}") from error
+        with torch.device("meta"):
+            model = cls(cfg)
+        model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
+        if cfg.tied:
+            model.head.weight = model.embedding.weight
+        model.requires_grad_(True)
+        if (folder / "tokenizer.json").is_file():
+            model.tokenizer = Tokenizer.from_folder(folder)
+        shipped = folder.parent == Path(__file__).parent / "pretrained"
+        model.name, model.digest = folder.name if shipped else os.fspath(folder.resolve()), weights_digest(folder)
+        model.compile, model.quantize = compile, quantize
+        if quantize:
+            int8_linears(model)
+        return model.eval()
+
+    def save_pretrained(self, folder, *, dtype=None):
+        """Writes a folder that `from_pretrained` and transformers' AutoModelForCausalLM open. dtype: of the weights in the file."""
+        save_folder(folder, self.files(dtype=dtype))
+
+    def files(self, *, dtype=None):
+        """What save_pretrained writes, for gencore.checkpoint.save_folder and fit's export."""
+        if self.quantize:
+            raise InputError("int8 weights are for generating: save the model that was loaded without quantize")
+        layout = family(self.cfg.family)
+        ours = {name: tensor.detach().to(dtype) for name, tensor in self.state_dict().items()}
+        if self.cfg.tied:
+            del ours["head.weight"]
+        kind = str(next(iter(ours.values())).dtype).removeprefix("torch.")
+        special = {key: value for key, value in special_fields(self.cfg).items() if value is not None}
+        return {"config.json": {**layout.to_theirs(self.cfg), "dtype": kind}, "generation_config.json": special,
+                "model.safetensors": layout.export_state(self.cfg, ours), **(self.tokenizer.files() if self.tokenizer else {})}
+
+
+def read_folder(folder):
+    """A folder in a family's layout -> (CausalLMConfig, {our name: tensor}). Refused before anything is allocated when they don't fit."""
+    config = read_json(folder / "config.json")
+    if "model_type" not in config:
+        raise CheckpointError(f"{folder / 'config.json'} has no model_type: it is not the configuration of a language model")
+    layout = family(config["model_type"])
+    cfg = layout.to_ours(config)
+    if (folder / "generation_config.json").is_file():
+        cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids(read_json(folder / "generation_config.json"))["eos"]))))
+    shapes = tensor_shapes(folder)
+    both = replace(cfg, tied=False) if "lm_head.weight" in shapes else cfg       # a head in the file may say otherwise than the configuration
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in CausalLM(both).state_dict().items() if not both.tied or name != "head.weight"}
+    layout.check_shapes(both, shapes, wanted)
+    state = layout.import_state(both, load_tensors(folder))
+    if cfg.tied and not both.tied:
+        if not torch.equal(state["head.weight"], state["embedding.weight"]):
+            return both, state
+        del state["head.weight"]
+    return cfg, state if not cfg.tied else {**state, "head.weight": state["embedding.weight"]}
+
+
+def special_ids(config):
+    """bos_token_id, eos_token_id (one or a list), pad_token_id -> our fields."""
+    eos = config.get("eos_token_id")
+    return {"bos": config.get("bos_token_id"), "pad": config.get("pad_token_id"),
+            "eos": tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)}
+
+
+def special_fields(cfg):
+    """The other way."""
+    eos = cfg.eos[0] if len(cfg.eos) == 1 else list(cfg.eos) or None
+    return {"bos_token_id": cfg.bos, "eos_token_id": eos, "pad_token_id": cfg.pad}
+
+
+def seeds_of(seed, rows):
+    """One seed for each row; a new one each time when None is given."""
+    if seed is None:
+        seed = secrets.randbelow(2 ** 31)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS - rows:
+        raise InputError(f"seed should be a whole number from 0 to 2**63, or None, got {seed!r}")
+    return [seed + row for row in range(rows)]
+
+
+def sampling_of(settings):
+    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
+
+
+def again(recipe):
+    """The maker that gencore.replay calls."""
+    settings = dict(recipe.settings)
+    lm = CausalLM.from_pretrained(recipe.model, compile=settings.pop("compile", False), quantize=settings.pop("quantize", None))
+    return lm.generate(recipe.inputs["prompt"], seed=recipe.seed, **settings)
+
+
+register("text", again)

@@ -1,0 +1,196 @@
+"""One generation loop for words, codebooks and picture tokens: a prefill, then steps on a preallocated cache.
+
+    stepper = Stepper(model.logits, cache)                        # words: tokens (B,), logits (B,V)
+    for ids in decode(stepper.prefill(prompt), stepper.step, pick, limit=80): ...
+
+Nothing in `decode` knows what a token is. Streams of K codebooks are the same loop with tokens (B,K) and logits (B,K,V):
+the model's own `step(tokens (B,K)) -> logits (B,K,V)` embeds them and runs the transformer on the cache; `pick_by_pattern` puts the
+filler where the pattern is silent; `guided` runs rows with and without condition as one batch of 2B, so the prefill has 2B rows, the
+conditioned ones first:
+
+    first, step = guided(prefill_logits, step, scale=3.0)
+    for codes in decode(first, step, pick_by_pattern(pick, pattern, filler), limit=pattern.steps(frames)): ...
+    pattern.gather(torch.stack(all_codes, -1))                    # (B, K, T)
+"""
+import shutil
+import warnings
+
+import torch
+from torch import nn
+
+from gencore.cache import Cache, FixedCache, RollingCache
+from gencore.check import InputError
+from gencore.choose import choose, guide
+from gencore.masks import padding, window
+
+
+def decode(logits, step, pick, *, limit, ended=None):
+    """logits of the prefill -> yields tokens, at most `limit` times; step(tokens) -> the next logits, pick(logits, n) -> tokens.
+
+    ended(tokens) -> (B,) bool, True = this row has said its end; the loop stops when every row has."""
+    over = None
+    for n in range(limit):
+        tokens = pick(logits, n)
+        yield tokens
+        if ended is not None:
+            over = ended(tokens) if over is None else over | ended(tokens)
+            if bool(over.all()):
+                return
+        if n + 1 < limit:
+            logits = step(tokens)
+
+
+def picker(sampling, generators=None, *, seen=None):
+    """`pick` for decode: logits (B,V) or (B,K,V) -> tokens. seen: (B,T) ids of the prompt, for the repetition penalty of words."""
+    history = [] if seen is None else [seen]
+
+    def pick(logits, n):
+        if logits.ndim == 3:
+            B, K, V = logits.shape
+            each = [g for g in generators for _ in range(K)] if isinstance(generators, (list, tuple)) else generators
+            return choose(logits.reshape(B * K, V), sampling, each).view(B, K)
+        if sampling.repetition_penalty == 1.0:
+            return choose(logits, sampling, generators)
+        ids = choose(logits, sampling, generators, seen=torch.cat(history, 1) if history else None)
+        history.append(ids[:, None])
+        return ids
+
+    return pick
+
+
+def pick_by_pattern(pick, pattern, filler):
+    """As `pick` for (B,K,V), with `filler` in the books that the pattern keeps silent at step n."""
+    def pick_step(logits, n):
+        silent = pattern.grid(n + 1)[:, n] < 0                                    # (K,)
+        return pick(logits, n).masked_fill(silent.to(logits.device), filler)
+
+    return pick_step
+
+
+def guided(logits, step, scale):
+    """Logits and step of 2B rows (conditioned, then unconditioned) -> those of B guided rows: one batched pass a step."""
+    def both(tokens):
+        return _guided_half(step(torch.cat([tokens, tokens])), scale)
+
+    return _guided_half(logits, scale), both
+
+
+def _guided_half(logits, scale):
+    cond, null = logits.chunk(2)
+    return guide(cond.masked_fill(cond.isinf(), -1e9), null.masked_fill(null.isinf(), -1e9), scale)      # inf - inf is no number
+
+
+class Stepper:
+    """Runs forward(ids (B,T), *, mask, positions, cache) -> logits (B,T or 1,V) over one cache.
+
+    keep (B,S): False at the left padding of unequal prompts, with room for every slot that is to come. within: width of the window
+    that a rolling cache keeps."""
+
+    def __init__(self, forward, cache, *, keep=None, within=None):
+        self.forward, self.cache = forward, cache
+        self.mask = window(within) if within else None
+        self.pads = None
+        if keep is not None and not bool(keep.all()):
+            self.pads = (~keep).sum(1, keepdim=True)                              # (B, 1)
+            self.mask = padding(keep) if self.mask is None else self.mask & padding(keep)
+        self.done = 0
+
+    def prefill(self, ids, *, chunk=None):
+        """ids (B,T) -> logits (B,V) after the last; in chunks where the cache rolls."""
+        for part in ids.split(chunk or ids.shape[1], 1):
+            logits = self._run(part)
+        return logits
+
+    def step(self, tokens):
+        """tokens (B,) -> logits (B,V)."""
+        return self._run(tokens[:, None])
+
+    def _run(self, ids):
+        positions = None
+        if self.pads is not None:
+            slots = torch.arange(self.done, self.done + ids.shape[1], device=ids.device)
+            positions = (slots - self.pads).clamp(min=0)                          # (B, T)
+        logits = self.forward(ids, mask=self.mask, positions=positions, cache=self.cache)
+        self.done += ids.shape[1]
+        return logits[:, -1]
+
+
+def left_padded(prompts, pad, *, extra=0):
+    """Lists of ids -> (ids (B,T), keep (B,T+extra)): shorter prompts begin with `pad`, which nobody looks at."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.long)     # (B, T)
+    keep = torch.ones(len(prompts), longest + extra, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        keep[row, :longest - len(prompt)] = False
+    return ids, keep
+
+
+def make_cache(cfg, batch, length, *, context, like):
+    """(cache, window or None) for texts that grow to `length`: static when that fits the context, else rolling over it."""
+    if length <= context:
+        return Cache(cfg, batch, length, dtype=like.dtype, device=like.device), None
+    return RollingCache(cfg, batch, context, chunk=context, dtype=like.dtype, device=like.device), context
+
+
+class CompiledStep:
+    """A step over a FixedCache, compiled once for its sizes and used again for every text.
+
+    max-autotune chooses the fastest product kernels, freezing prepacks the weights: they must not change afterwards."""
+
+    def __init__(self, forward, cfg, size, *, like):
+        self.cache = FixedCache(cfg, 1, size, dtype=like.dtype, device=like.device)
+        self.plain = forward
+        self.fast = compiled(self._forward)
+
+    def _forward(self, ids):
+        return self.plain(ids, cache=self.cache)
+
+    def stepper(self):
+        """A Stepper that begins an empty text: an eager prefill, then compiled steps."""
+        self.cache.length.zero_()
+
+        def forward(ids, *, mask, positions, cache):
+            return self.fast(ids) if ids.shape[1] == 1 else self._forward(ids)
+
+        return Stepper(forward, self.cache)
+
+
+def compiled(function):
+    """`function` under torch.compile as decoding wants it; as it is, with one warning, when there is no C++ compiler."""
+    if not has_compiler():
+        warnings.warn("compile=True needs a C++ compiler (g++ or clang++), none was found: going on uncompiled", stacklevel=2)
+        return function
+    import torch._inductor.config as inductor
+    fast = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+
+    def frozen(ids):
+        with inductor.patch(freezing=True):                                       # read when it compiles, which is at the first call
+            return fast(ids)
+
+    return frozen
+
+
+def has_compiler():
+    """Whether inductor finds a C++ compiler."""
+    import torch._inductor.config as inductor
+    wanted = inductor.cpp.cxx
+    names = [name for name in (wanted if isinstance(wanted, (list, tuple)) else (wanted,)) if name]
+    return any(shutil.which(name) for name in (*names, "g++", "clang++", "cl"))
+
+
+def int8_linears(module):
+    """Replaces, in place, every nn.Linear by torch's dynamic int8 one: weights int8 by row, activations quantised as they come. CPU only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                           # torch.ao is deprecated, its kernels are not
+        from torch.ao.nn.quantized.dynamic import Linear as Int8Linear
+        from torch.ao.quantization import per_channel_dynamic_qconfig
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                if child.weight.device.type != "cpu":
+                    raise InputError(f'quantize="int8" runs on the CPU, the model is on {child.weight.device}: move it with .to("cpu")')
+                child.qconfig = per_channel_dynamic_qconfig
+                setattr(module, name, Int8Linear.from_float(child))
+                del child.qconfig
+            else:
+                int8_linears(child)
+    return module
