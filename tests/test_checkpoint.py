@@ -5,6 +5,7 @@ import os
 import re
 import stat
 import sys
+import time
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def refusal(error, call, *arguments):
     with pytest.raises(error) as caught:
         call(*arguments)
     message = str(caught.value)
-    assert type(caught.value) is error and "\n" not in message and len(message) < 600
+    assert type(caught.value) is error and "\n" not in message and len(message) < 800
     return message
 
 
@@ -111,9 +112,22 @@ def test_files_that_do_not_belong_in_a_folder_are_refused(tmp_path, name, value)
 
 
 def test_a_value_that_is_no_json_leaves_the_folder_as_it_was(model):
-    with pytest.raises(ValueError, match="JSON"):
-        save_folder(model, {"config.json": {"width": float("nan")}})
+    for value in (float("nan"), torch.ones(1), {1, 2}):
+        assert "config.json should hold only JSON values" in refusal(InputError, save_folder, model, {"config.json": {"width": value}})
     assert read_json(model / "config.json")["width"] == 3 and len(list(model.parent.iterdir())) == 1
+
+
+def test_a_damaged_checkpoint_can_be_saved_over(model):
+    (model / "digests.json").write_bytes(b"{")
+    (model / "config.json").write_bytes(b"")
+    save_folder(model, {"config.json": {"width": 4}, "model.safetensors": WEIGHTS})
+    assert read_json(model / "config.json") == {"width": 4} and load_tensors(model, SHAPES)
+
+
+def test_lists_of_the_hub_are_kept_and_sealed(model):
+    save_folder(model, {"modules.json": "[1, 2]", "model.safetensors": WEIGHTS})
+    seal(model)
+    assert (model / "modules.json").read_text() == "[1, 2]" and load_tensors(model, SHAPES)
 
 
 # ---- a configuration that doesn't fit ----
@@ -124,6 +138,13 @@ def test_missing_and_unexpected_names_are_listed_with_the_nearest(model):
     assert 'missing tensor "embed.weights" (did you mean "embed.weight"?)' in message
     assert '"layers.3.q" and 3 more' in message and 'layers.4.q' not in message
     assert 'unexpected tensor "embed.weight", tensor "head.weight"' in message
+
+
+def test_thousands_of_other_names_are_refused_at_once(tmp_path):
+    save_folder(tmp_path / "m", {"model.safetensors": {f"layers.{n}.attention.weight": torch.zeros(1) for n in range(3000)}})
+    begin = time.process_time()
+    refusal(CheckpointError, load_tensors, tmp_path / "m", {f"blocks.{n}.attention.weights": (1,) for n in range(3000)})
+    assert time.process_time() - begin < 2
 
 
 def test_other_shapes_are_listed(model):
@@ -165,6 +186,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     ({"a": entry(offsets=(0, 8, 9))}, 8, "data_offsets are [0, 8, 9]"),
     ({"a": entry(), "b": entry()}, 8, 'tensor "b" should begin at byte'),
     ({"a": entry(), "b": entry(offsets=(9, 17))}, 17, 'tensor "b" should begin at byte'),
+    ({"a": entry(shape=[1 << 62] * 65)}, 8, "shape should be whole numbers"),
     ({"a": 5}, 8, "should have dtype, shape and data_offsets"),
     ({"a": entry(), "__metadata__": {"x": 1}}, 8, "__metadata__"),
     ({}, 0, None),

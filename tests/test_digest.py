@@ -13,7 +13,7 @@ import torch
 from gencore.check import CheckpointError, CommonthreadError, ConfigError, InputError
 from gencore.checkpoint import load_tensors, read_json, save_folder, seal
 from gencore.config import from_dict, to_dict
-from gencore.digest import DIGESTS, parse_json, read_header
+from gencore.digest import DIGESTS, digests_text, parse_json, read_header
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,13 @@ def test_seal_gives_a_foreign_folder_its_digests(model):
     raw = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     assert "differs from its digest" in refused(model, "model.safetensors", load)
+
+
+@pytest.mark.parametrize("entry", [5, None, {}, {"sha256": 5}, {"sha256": "", "tensors": []}, {"sha256": "", "fields": 3}])
+def test_digests_that_were_forged_whole_are_refused_too(model, entry):
+    (model / DIGESTS).write_bytes(digests_text({"model.safetensors": entry, "config.json": entry}))
+    refused(model, DIGESTS, load)
+    refused(model, DIGESTS, load_tensors)
 
 
 def test_seal_refuses_what_can_not_be_read(model, tmp_path):
