@@ -1,21 +1,110 @@
-"""Captioner: a picture -> words."""
+"""Captioner: a picture -> words, by a model in LLaVA's layout.
+
+    reader = Captioner.from_pretrained("reader")
+    reader("photo.png")                      # "slice of pizza"
+    reader([picture, "photo.png"])           # a list of captions"""
 import torch
 
 from gencore.cache import Cache
+from gencore.check import CheckpointError, InputError, in_range
+from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
+from gencore.digest import read_header
+from gencore.tokenizer import Tokenizer
+from multimodal.families.llava import LLAVA
+from multimodal.pictures import open_picture, prepare
+from multimodal.splice import Spliced
 
 
 def greedy(model, pictures, end, *, longest=32):
-    """pictures (B,C,H,W) in [-1,1] -> lists of ids, without `end`: the likeliest token each time."""
+    """pictures (B,C,H,W) in [-1,1] -> lists of ids without `end`: the likeliest token each time, at most `longest`."""
     B, P = len(pictures), model.cfg.vision.patches
     ids = torch.full((B, P), model.cfg.image_token, device=pictures.device)
-    cache = Cache(model.cfg.transformer, B, P + longest, device=pictures.device)
+    cache = Cache(model.cfg.transformer, B, P + longest, dtype=model.table.weight.dtype, device=pictures.device)
     words, done = [], torch.zeros(B, dtype=torch.bool, device=pictures.device)
     logits = model(ids, pictures, cache=cache)[:, -1]                                # (B, V)
-    for _ in range(longest):
+    for step in range(longest):
         token = torch.where(done, end, logits.argmax(-1))                            # (B,)
         words.append(token)
         done = done | (token == end)
-        if done.all():
+        if done.all() or step + 1 == longest:
             break
         logits = model(token[:, None], cache=cache)[:, -1]
-    return [[t for t in row if t != end] for row in torch.stack(words, 1).tolist()]
+    return [row[:row.index(end)] if end in row else row for row in torch.stack(words, 1).tolist()]
+
+
+class Captioner:
+    """Model and tokenizer; called with pictures, gives their captions."""
+
+    def __init__(self, model, tokenizer):
+        if len(tokenizer) > model.cfg.vocab or tokenizer.eos_id is None:
+            raise CheckpointError(f"the tokenizer has {len(tokenizer)} tokens (end: {tokenizer.eos_id}), the model {model.cfg.vocab}: "
+                                  f"they are not of one model")
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder, *, device="cpu"):
+        """A shipped name ("reader"), a folder in LLaVA's layout, or a Hub id -> Captioner, in float32."""
+        folder = resolve(name_or_folder, "multimodal")
+        cfg = LLAVA.to_ours(read_json(folder / "config.json"))
+        with torch.device("meta"):
+            model = Spliced(cfg)
+        own = own_state(model)
+        header = folder / "model.safetensors"
+        if header.is_file():                                                         # shards are checked after they are read
+            LLAVA.check_shapes(cfg, {name: entry.shape for name, entry in read_header(header).items()},
+                               {name: t.shape for name, t in own.items()})
+        state = LLAVA.import_state(cfg, load_tensors(folder))
+        model = Spliced(cfg)
+        model.load_state_dict({name: t.float() for name, t in state.items()}, strict=not cfg.tied)
+        return cls(model.to(device), Tokenizer.from_folder(folder))
+
+    def save_pretrained(self, folder, *, dtype=torch.float32):
+        """Writes the folder that from_pretrained and transformers' LlavaForConditionalGeneration and AutoProcessor open."""
+        save_folder(folder, self.files(dtype))
+
+    def files(self, dtype=torch.float32):
+        """Files of that folder, for gencore.checkpoint.save_folder."""
+        return pretrained_files(self.model, self.tokenizer, dtype)
+
+    @torch.inference_mode()
+    def __call__(self, pictures, *, max_new_tokens=32, batch=64, progress=True):
+        """A picture (path, PIL picture, array (H,W,3), tensor (3,H,W) in [-1,1]) -> str; a list of them -> list of str."""
+        P, context = self.model.cfg.vision.patches, self.model.cfg.context
+        in_range("max_new_tokens", max_new_tokens, 1, context - P)
+        in_range("batch", batch, 1, 4096)
+        alone = not isinstance(pictures, (list, tuple))
+        if not alone and not pictures:
+            raise InputError("no pictures: give at least one")
+        from tqdm import tqdm
+        several = [pictures] if alone else pictures
+        device, captions = self.model.table.weight.device, []
+        for start in tqdm(range(0, len(several), batch), desc="reading", unit="batch", delay=1, disable=not progress):
+            ready = torch.stack([prepare(open_picture(p), self.model.cfg.vision.image) for p in several[start:start + batch]])
+            rows = greedy(self.model, ready.to(device), self.tokenizer.eos_id, longest=max_new_tokens)
+            captions += [self.tokenizer.decode(row) for row in rows]
+        return captions[0] if alone else captions
+
+
+def own_state(model):
+    """state_dict of a Spliced without the tied copy of its table."""
+    return {name: t for name, t in model.state_dict().items() if not (model.cfg.tied and name == "head.weight")}
+
+
+def pretrained_files(model, tokenizer, dtype=torch.float32):
+    """Spliced and Tokenizer -> files of a pretrained folder in LLaVA's layout."""
+    cfg, config = model.cfg, LLAVA.to_theirs(model.cfg)
+    weights = LLAVA.export_state(cfg, {name: t.to(dtype) for name, t in own_state(model).items()})
+    image_token = tokenizer.decode([cfg.image_token], keep_special=True)
+    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    pictures = {"image_processor_type": "SiglipImageProcessor", "do_resize": True, "size": {"height": cfg.vision.image, "width": cfg.vision.image},
+                "resample": 3, "do_convert_rgb": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+                "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "LlavaProcessor"}
+    files = tokenizer.files()
+    files["tokenizer_config.json"] = {**files["tokenizer_config.json"], "processor_class": "LlavaProcessor", "padding_side": "left",
+                                      "extra_special_tokens": {"image_token": image_token}}
+    return {**files, "model.safetensors": weights,
+            "config.json": {**config, "dtype": str(dtype).removeprefix("torch."), **ends, "text_config": {**config["text_config"], **ends}},
+            "generation_config.json": {**ends, "do_sample": False, "max_new_tokens": 32},
+            "preprocessor_config.json": pictures,
+            "processor_config.json": {"processor_class": "LlavaProcessor", "patch_size": cfg.vision.patch, "image_token": image_token,
+                                      "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}}

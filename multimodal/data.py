@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gencore.check import DataError, InputError
+from gencore.check import DataError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -164,17 +164,3 @@ def emoji_repeats(rows):
     """How often an emoji comes while each digit comes once: 6 times in a skin tone, 9 times without, flags 3 times."""
     return [3 if group == "Flags" else 9 if tone == "none" else 6
             for group, tone in zip(rows.column("group"), rows.column("skin_tone"))]
-
-
-def as_rgba(picture, size):
-    """PIL picture -> (4,size,size) uint8, its transparency kept; longer sides are brought to `size`, the rest stays transparent."""
-    from PIL import Image
-    picture = picture.convert("RGBA")
-    if not picture.width or not picture.height:
-        raise InputError("the picture is empty")
-    scale = size / max(picture.size)
-    if scale != 1:
-        picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.BICUBIC)
-    whole = Image.new("RGBA", (size, size), (255, 255, 255, 0))
-    whole.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
-    return torch.from_numpy(np.asarray(whole).transpose(2, 0, 1).copy())

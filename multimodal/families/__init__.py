@@ -1,0 +1,1 @@
+"""Layouts of other libraries for the towers and bridges here."""
