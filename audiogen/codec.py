@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from audiogen.audio import Audio
 from audiogen.mel import LogMel
 from gencore.check import InputError, dims
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
@@ -115,7 +116,12 @@ class Codec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, waveform):
-        """waveform (B,1,L) at the codec's sample rate -> codes (B,K,T), T = L / hop rounded up (the end is padded with silence)."""
+        """waveform (B,1,L), or an Audio, at the codec's sample rate -> codes (B,K,T), T = L / hop rounded up, the rest silence."""
+        if isinstance(waveform, Audio):
+            if waveform.sample_rate != self.cfg.sample_rate:
+                raise InputError(f"the sound has {waveform.sample_rate} Hz, this codec reads {self.cfg.sample_rate} Hz: "
+                                 f"give sound.resample({self.cfg.sample_rate})")
+            waveform = waveform.waveform[None]                                    # (1, C, L)
         _, _, L = dims("waveform", waveform, "B C L", C=1)
         if L == 0:
             raise InputError("waveform is empty: the codec needs at least one sample")

