@@ -1,6 +1,6 @@
 """Recipes: how an output was made, carried inside its PNG or WAV or beside its text, and made again by `replay(file)`.
 
-A package that makes outputs of a kind calls, at import, `register(kind, maker)`:
+A package that makes outputs of a kind calls `register(kind, maker)`, when it or the file of a public name of it is imported:
     maker(recipe) -> the output as a user gets it: a str, or a picture or sound with `.save(path)` (PIL.Image, Audio)
 It loads `from_pretrained(recipe.model)` (checked before: a shipped name or a folder here, never the network) and calls it with
 `recipe.inputs`, `recipe.seed` and `recipe.settings`, which come from a file: they are checked like a stranger's arguments.

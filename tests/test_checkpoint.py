@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gencore.check import CheckpointError, InputError, UnknownNameError
-from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, seal, weights_digest
+from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, seal, tensor_shapes, weights_digest
 
 WEIGHTS = {"embed.weight": torch.arange(12.0).view(4, 3), "head.weight": torch.ones(2, 3, dtype=torch.bfloat16), "steps": torch.tensor(7)}
 SHAPES = {name: tuple(tensor.shape) for name, tensor in WEIGHTS.items()}
@@ -235,7 +235,7 @@ def write_index(folder, weight_map):
 def test_shards_are_one_model(sharded):
     for path in (sharded, sharded / "model.safetensors", sharded / "model.safetensors.index.json"):
         loaded = load_tensors(path, SHAPES)
-        assert all(torch.equal(loaded[name], WEIGHTS[name]) for name in WEIGHTS)
+        assert all(torch.equal(loaded[name], WEIGHTS[name]) for name in WEIGHTS) and tensor_shapes(path) == SHAPES
     assert "should have shape" in refusal(CheckpointError, load_tensors, sharded, SHAPES | {"steps": (1,)})
 
 

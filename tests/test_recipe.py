@@ -368,6 +368,18 @@ def test_a_package_registers_when_it_is_imported_for_replay(model, tmp_path, mon
     assert module._maker("text")[0](None) == "late"
 
 
+def test_a_lazy_package_registers_in_the_file_of_a_public_name(tmp_path, monkeypatch):
+    (tmp_path / "dozing").mkdir()
+    (tmp_path / "dozing" / "__init__.py").write_text("from gencore.lazy import lazy\n"
+                                                     "__getattr__, __dir__, __all__ = lazy(__name__, {'Maker': 'maker'})\n")
+    (tmp_path / "dozing" / "maker.py").write_text("from gencore.recipe import register\n"
+                                                  "Maker = 1\nregister('text', lambda recipe: 'awake')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(module, "PACKAGES", {"text": "dozing"})
+    monkeypatch.setattr(module, "MAKERS", {})
+    assert module._maker("text")[0](None) == "awake"
+
+
 def test_differences_are_listed_old_and_new():
     recipe = made(versions=versions() | {"torch": "1.0"})
     assert differences(recipe, recipe.digest) == [f"torch 1.0, now {torch.__version__}"]
