@@ -125,7 +125,7 @@ class Family:
                 if isinstance(rule, Tie):
                     ties.append((_filled(rule.theirs, numbers), own[rule.theirs], _filled(rule.ours, numbers)))
                 elif not isinstance(rule, Drop):
-                    ours.update({_filled(name, numbers): tensor for name, tensor in rule.to_ours(own).items()})
+                    ours.update({_filled(name, numbers): tensor for name, tensor in _made(rule.to_ours, own, numbers).items()})
         if left:
             raise CheckpointError(f'the weights have a tensor "{min(left)}" that {self.name} does not ({len(left)} such in all)')
         for name, tensor, twin in ties:
@@ -169,6 +169,14 @@ class Family:
         for pattern, replacement in self.aliases:
             name = re.sub(pattern, replacement, name, count=1)
         return name
+
+
+def _made(convert, own, numbers):
+    """convert(own), with the layer's number in what it complains about."""
+    try:
+        return convert(own)
+    except CheckpointError as error:
+        raise CheckpointError(_filled(str(error), numbers)) from None
 
 
 def _tuple(names):

@@ -1,0 +1,80 @@
+"""gencore/tokenizer.py."""
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gencore.check import CheckpointError, InputError
+from gencore.checkpoint import save_folder
+from gencore.tokenizer import END, PAD, Tokenizer, train_bpe
+
+WORDS = ["The cat sat on the mat.\n\nThe dog sat on the log.", 'She said, "I shall never go there again," and went.\n'] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(WORDS, 320, length=64)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text())
+def test_every_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text), keep_special=True) == text
+
+
+def test_special_tokens_come_first_and_have_their_roles(tokenizer):
+    assert tokenizer.id(END) == tokenizer.bos_id == tokenizer.eos_id == 0
+    assert tokenizer.id(PAD) == tokenizer.pad_id == 1
+    assert 280 < len(tokenizer) <= 320                             # so little text has few pairs
+
+
+def test_a_paragraph_break_is_one_token(tokenizer):
+    first, second, both = (tokenizer.encode(text) for text in ("mat.", "The", "mat.\n\nThe"))
+    assert len(both) == len(first) + len(second) + 1
+
+
+def test_merges_are_learnt(tokenizer):
+    assert len(tokenizer.encode("The cat sat on the mat.")) < 10
+
+
+def test_special_tokens_are_left_out_unless_kept(tokenizer):
+    ids = [tokenizer.eos_id, *tokenizer.encode("cat")]
+    assert tokenizer.decode(ids) == "cat"
+    assert tokenizer.decode(ids, keep_special=True) == END + "cat"
+
+
+def test_a_folder_comes_back_with_its_template(tokenizer, tmp_path):
+    tokenizer.config["chat_template"] = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+    save_folder(tmp_path / "t", tokenizer.files())
+    del tokenizer.config["chat_template"]
+    again = Tokenizer.from_folder(tmp_path / "t")
+    assert again.encode("The cat\n\n") == tokenizer.encode("The cat\n\n")
+    assert (again.bos_id, again.eos_id, again.pad_id) == (0, 0, 1)
+    assert again.chat([{"role": "user", "content": "hi"}]) == f"user: hi{END}\n"
+    with pytest.raises(InputError, match="no chat template"):
+        tokenizer.chat([{"role": "user", "content": "hi"}])
+
+
+def test_transformers_opens_the_folder_with_the_same_ids(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+    save_folder(tmp_path / "t", tokenizer.files())
+    (tmp_path / "t" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "t")
+    for text in ("The cat sat.\n\nShe", " é \t x", '"Never," she said.'):
+        assert theirs(text)["input_ids"] == tokenizer.encode(text)
+    assert (theirs.eos_token_id, theirs.pad_token_id, theirs.model_max_length) == (0, 1, 64)
+
+
+def test_wrong_input_is_named(tokenizer, tmp_path):
+    with pytest.raises(InputError, match="at least 258"):
+        train_bpe(WORDS, 100)
+    with pytest.raises(InputError, match="expected text as str, got int"):
+        tokenizer.encode(3)
+    with pytest.raises(InputError, match='no token "<image>"'):
+        tokenizer.id("<image>")
+    with pytest.raises(CheckpointError, match="no tokenizer.json"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        Tokenizer.from_folder(tmp_path)
