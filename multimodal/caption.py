@@ -8,6 +8,7 @@ import torch
 from gencore.cache import Cache
 from gencore.check import CheckpointError, InputError, in_range
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
+from gencore.decode import decode
 from gencore.digest import read_header
 from gencore.tokenizer import Tokenizer
 from multimodal.families.llava import LLAVA
@@ -20,16 +21,11 @@ def greedy(model, pictures, end, *, longest=32):
     B, P = len(pictures), model.cfg.vision.patches
     ids = torch.full((B, P), model.cfg.image_token, device=pictures.device)
     cache = Cache(model.cfg.transformer, B, P + longest, dtype=model.table.weight.dtype, device=pictures.device)
-    words, done = [], torch.zeros(B, dtype=torch.bool, device=pictures.device)
-    logits = model(ids, pictures, cache=cache)[:, -1]                                # (B, V)
-    for step in range(longest):
-        token = torch.where(done, end, logits.argmax(-1))                            # (B,)
-        words.append(token)
-        done = done | (token == end)
-        if done.all() or step + 1 == longest:
-            break
-        logits = model(token[:, None], cache=cache)[:, -1]
-    return [row[:row.index(end)] if end in row else row for row in torch.stack(words, 1).tolist()]
+    words = decode(model(ids, pictures, cache=cache)[:, -1],                         # (B, V)
+                   lambda token: model(token[:, None], cache=cache)[:, -1],
+                   lambda logits, n: logits.argmax(-1), limit=longest, ended=lambda token: token == end)
+    rows = torch.stack(list(words), 1).tolist()                                      # a row that has ended goes on until all have
+    return [row[:row.index(end)] if end in row else row for row in rows]
 
 
 class Captioner:

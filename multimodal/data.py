@@ -3,12 +3,15 @@
 A row is kept with its transparency (4,H,W): turning and shifting come first, then the ground it lies on."""
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from gencore.check import DataError
+from gencore.data_folder import image_folder
+from multimodal.pictures import see_through
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -130,19 +133,35 @@ def softened(rgb, sigma):
 
 # ---- sources ----
 
-def mnist_rows(rows):
+def caption_rows(folder, split, size):
+    """A data folder -> [CaptionRows]: emoji/ and mnist/ inside it, or one imagefolder with captions (metadata.jsonl, metadata.csv, parquet)."""
+    folder = Path(folder)
+    if (folder / "emoji").is_dir() and (folder / "mnist").is_dir():
+        emoji = image_folder(folder / "emoji", split, text="name", check=False)
+        repeats = emoji_repeats(emoji) if split == "train" else None
+        return [emoji_rows(emoji, repeats), mnist_rows(image_folder(folder / "mnist", split, text=None, check=False))]
+    return [folder_rows(image_folder(folder, split), size)]
+
+
+def folder_rows(rows, size):
+    """Rows with "image" and "text" -> CaptionRows, decoded once."""
+    pictures = torch.stack([see_through(rows[i]["image"], size) for i in range(len(rows))])
+    return CaptionRows(lambda i: pictures[i], [str(text) for text in rows.column("text")])
+
+
+def mnist_rows(rows, *, negatives=True):
     """Rows of MNIST (image, label) -> CaptionRows: dark ink on white, 28 brought to 56 (bicubic), 4 pixels of margin.
 
-    Every tenth is left white on black, as the files have it."""
+    negatives: every tenth is left white on black, as the files have it."""
     stored, labels = rows.column("image"), rows.column("label")
 
     def picture(i):
         from PIL import Image
-        ink = np.asarray(Image.open(io.BytesIO(stored[i]["bytes"])).convert("L").resize((56, 56), Image.BICUBIC))
-        ink = np.pad(ink, 4)                                                          # (64, 64)
+        ink = Image.open(io.BytesIO(stored[i]["bytes"])).convert("L").resize((56, 56), Image.Resampling.BICUBIC)
+        ink = np.pad(np.asarray(ink), 4)                                              # (64, 64)
         whole = np.zeros((4, 64, 64), dtype=np.uint8)
         whole[3] = ink                                                                # black, as opaque as there is ink
-        if i % 10 == 9:
+        if negatives and i % 10 == 9:
             whole[:3], whole[3] = ink, 255
         return torch.from_numpy(whole)
 
@@ -152,9 +171,8 @@ def mnist_rows(rows):
 def emoji_rows(rows, repeats=None):
     """Rows of the emoji set (image RGBA 64x64, name) -> CaptionRows, decoded once."""
     from PIL import Image
-    stored = rows.column("image")
     pictures = np.empty((len(rows), 4, 64, 64), dtype=np.uint8)
-    for i, cell in enumerate(stored):
+    for i, cell in enumerate(rows.column("image")):
         pictures[i] = np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")).transpose(2, 0, 1)
     pictures = torch.from_numpy(pictures)
     return CaptionRows(lambda i: pictures[i], rows.column("name"), repeats=repeats)
