@@ -1,0 +1,84 @@
+"""Judges of drawn pictures, trained here on real ones and on nothing that the painter made: which digit, which of two hundred emoji."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from imagegen.data import to_unit
+
+
+class DigitJudge(nn.Module):
+    """pictures (B,3,64,64) in [-1,1] -> logits (B,10); looks at 28x28 grey, the margin cut off."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),          # 14 x 14
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),         # 7 x 7
+            nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(),
+            nn.Dropout(0.3), nn.Linear(64 * 49, 10))
+
+    def forward(self, pictures):
+        ink = (1 - pictures.clamp(-1, 1).mean(1, keepdim=True)) / 2
+        return self.layers(F.avg_pool2d(ink[:, :, 4:60, 4:60], 2))
+
+
+class EmojiJudge(nn.Module):
+    """pictures (B,3,64,64) in [-1,1] -> logits (B,names); looks at 32x32 in colour."""
+
+    def __init__(self, names):
+        super().__init__()
+        channels = (3, 32, 64, 128, 128)
+        parts = []
+        for i, (inside, outside) in enumerate(zip(channels, channels[1:])):
+            parts += [nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU()] + [nn.MaxPool2d(2)] * (i < 3)
+        self.layers = nn.Sequential(*parts, nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 16, names))
+
+    def forward(self, pictures):
+        return self.layers(F.avg_pool2d(pictures.clamp(-1, 1), 2))
+
+
+def disturbed(pictures, generator):
+    """Pictures moved, turned, resized, blurred and tinted a little: what a drawing may do and still show the thing."""
+    B = len(pictures)
+
+    def draw(low, high):
+        return torch.rand(B, generator=generator) * (high - low) + low
+
+    turn, size = draw(-0.25, 0.25), draw(0.85, 1.2)
+    matrix = torch.zeros(B, 2, 3)
+    matrix[:, 0, 0], matrix[:, 0, 1] = size * turn.cos(), -size * turn.sin()
+    matrix[:, 1, 0], matrix[:, 1, 1] = size * turn.sin(), size * turn.cos()
+    matrix[:, :, 2] = torch.stack((draw(-0.12, 0.12), draw(-0.12, 0.12)), 1)
+    moved = F.grid_sample(1 - pictures, F.affine_grid(matrix, pictures.shape, align_corners=False), align_corners=False)
+    moved = 1 - moved                                                                   # the outside is white
+    blurred = F.interpolate(F.avg_pool2d(moved, 4), scale_factor=4.0, mode="bilinear")
+    mixed = torch.lerp(moved, blurred, draw(0, 1)[:, None, None, None])
+    tint = torch.rand(B, 3, 1, 1, generator=generator) * 0.2 - 0.1
+    noise = torch.randn(mixed.shape, generator=generator) * draw(0, 0.15)[:, None, None, None]
+    return (mixed + tint + noise).clamp(-1, 1)
+
+
+def train_judge(judge, pixels, labels, *, steps, batch=64, augment=True, seed=0):
+    """pixels (N,3,64,64) uint8, labels (N,) long -> the judge, in eval mode. Prints its loss now and then."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    judge.train()
+    for step in range(steps):
+        rows = torch.randint(len(pixels), (batch,), generator=generator)
+        pictures = to_unit(pixels[rows])
+        loss = F.cross_entropy(judge(disturbed(pictures, generator) if augment else pictures), labels[rows], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0:
+            print(f"judge step {step}: loss {loss.item():.3f}", flush=True)
+    return judge.eval()
+
+
+@torch.no_grad()
+def verdicts(judge, pictures):
+    """pictures (N,3,64,64) in [-1,1] -> best label (N,)."""
+    return torch.cat([judge(part).argmax(1) for part in pictures.split(200)])

@@ -1,0 +1,102 @@
+"""Samplers: each is a function of a denoiser, `sampler(denoise, x, levels)`, and yields the way to the sample step by step.
+
+`denoise(x, level) -> data`; levels (S+1,) fall, the last may be 0. `last(...)` runs one to its end; guidance makes a denoiser of a denoiser.
+On the flow path and the "ve" path dx/dlevel = (x - data) / level, so Euler and Heun are the same lines for both."""
+import torch
+
+from gencore.check import InputError
+from gencore.diffusion import FLOW, VP
+
+
+def euler(denoise, x, levels):
+    """Flow or "ve" path, first order: the straight way along the velocity."""
+    for now, after in pairs(levels):
+        x = x + (after - now) * (x - denoise(x, now)) / now
+        yield x
+
+
+def heun(denoise, x, levels):
+    """Flow or "ve" path, second order (Karras et al. 2022, algorithm 1)."""
+    for now, after in pairs(levels):
+        slope = (x - denoise(x, now)) / now
+        guess = x + (after - now) * slope
+        if after > 0:                                                         # second order, except into 0
+            slope = (slope + (guess - denoise(guess, after)) / after) / 2
+        x = x + (after - now) * slope
+        yield x
+
+
+def ddim(denoise, x, levels, path=VP):
+    """Any path: back to data, and out again along the same noise (Song et al. 2021, eta = 0)."""
+    for now, after in pairs(levels):
+        (alpha, sigma), (alpha_after, sigma_after) = path.scales(now), path.scales(after)
+        data = denoise(x, now)
+        x = alpha_after * data + sigma_after / sigma * (x - alpha * data)
+        yield x
+
+
+def ddpm(denoise, x, levels, generator, path=VP):
+    """Any path: the ancestral chain with fresh noise at each step, variance of the posterior (Ho et al. 2020, eq. 7)."""
+    for now, after in pairs(levels):
+        (alpha, sigma), (alpha_after, sigma_after) = path.scales(now), path.scales(after)
+        data = denoise(x, now)
+        kept = alpha / alpha_after                                            # x_now = kept * x_after + fresh noise
+        fresh = sigma ** 2 - (kept * sigma_after) ** 2
+        x = (kept * sigma_after ** 2 * x + alpha_after * fresh * data) / sigma ** 2
+        if after > 0:
+            noise = torch.randn(x.shape, generator=generator).to(x)
+            x = x + (fresh ** 0.5 * sigma_after / sigma) * noise
+        yield x
+
+
+def dpm_solver(denoise, x, levels, path=FLOW):
+    """Any path: DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one call a step; first order at the start and into 0.
+
+    Step for step diffusers' DPMSolverMultistepScheduler in its defaults (midpoint)."""
+    before, step_before = None, None
+    for now, after in pairs(levels):
+        (alpha, sigma), (alpha_after, sigma_after) = path.scales(now), path.scales(after)
+        data = denoise(x, now)
+        if after == 0:
+            x = data if alpha_after == 1 else alpha_after * data
+        else:
+            step = log_ratio(alpha_after, sigma_after) - log_ratio(alpha, sigma)      # of lambda = log(alpha / sigma)
+            slope = data if before is None else data + (data - before) * step / (2 * step_before)
+            x = sigma_after / sigma * x - alpha_after * torch.expm1(-step) * slope
+            before, step_before = data, step
+        yield x
+
+
+SAMPLERS = {"dpm_solver": dpm_solver, "euler": euler, "heun": heun}
+
+
+def last(way):
+    """Runs a sampler to its end -> the sample."""
+    x = None
+    for x in way:                                                             # the generator's last value
+        pass
+    if x is None:
+        raise InputError("levels should hold at least two values: nothing was sampled")
+    return x
+
+
+def guided(denoise, cond, null, scale):
+    """denoise(x, level, condition) -> denoise(x, level) that leans from `null` towards `cond` (Ho & Salimans 2022); two calls.
+
+    scale 1 is `cond` alone."""
+    if scale == 1:
+        return lambda x, level: denoise(x, level, cond)
+    return lambda x, level: torch.lerp(denoise(x, level, null), denoise(x, level, cond), scale)
+
+
+def pairs(levels):
+    """levels (S+1,) -> (now, after) float tensors, falling."""
+    levels = torch.as_tensor(levels)
+    if levels.dim() != 1 or bool((levels.diff() >= 0).any()) or bool((levels < 0).any()):
+        raise InputError(f"levels should be one falling row, none below 0, got {levels.tolist()!r:.80}")
+    return zip(levels[:-1], levels[1:])
+
+
+def log_ratio(alpha, sigma):
+    """lambda = log(alpha / sigma)."""
+    return torch.log(alpha) - torch.log(sigma) if torch.is_tensor(alpha) else -torch.log(sigma)

@@ -1,0 +1,84 @@
+"""Prompts -> states that a picture or sound model looks at: the encoder of T5 (Raffel et al. 2020), on the core's Transformer.
+
+Two-way attention without scale, a learned bias by distance, RMS norms, gated MLPs; the folder opens as transformers' T5EncoderModel."""
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gencore.attention import AttentionConfig
+from gencore.check import InputError, dims
+from gencore.layers import MLPConfig, NormConfig
+from gencore.masks import padding
+from gencore.positions import RelativeConfig
+from gencore.tokenizer import Tokenizer, train_bpe
+from gencore.transformer import Transformer, TransformerConfig
+
+END, PAD = "</s>", "<pad>"
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Sizes of the encoder; the rest is T5's."""
+    vocab: int = 2048            # V
+    width: int = 192             # D
+    layers: int = 2
+    heads: int = 4               # N
+    head_width: int = 48         # E; N * E need not be D
+    mlp: int = 512               # width of the MLP
+    gated: bool = True           # gelu(gate) * up (T5 v1.1); False: relu
+    buckets: int = 32            # of the bias by distance
+    distance: int = 128          # beyond it all distances are one
+    eps: float = 1e-6            # of the norms
+
+    @property
+    def transformer(self):
+        """The core's configuration."""
+        return TransformerConfig(
+            width=self.width, layers=self.layers,
+            attention=AttentionConfig(heads=self.heads, head_width=self.head_width, scale=1.0),
+            mlp=MLPConfig(self.mlp, gated=self.gated, activation="gelu_tanh" if self.gated else "relu"),
+            norm=NormConfig("rms", eps=self.eps),
+            relative=RelativeConfig("t5", self.buckets, self.distance, two_way=True))
+
+
+class TextEncoder(nn.Module):
+    """ids (B,T), keep (B,T) -> states (B,T,D)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.tokens = nn.Embedding(cfg.vocab, cfg.width)
+        self.transformer = Transformer(cfg.transformer)
+
+    def forward(self, ids, keep=None):
+        dims("ids", ids, "B T")
+        return self.transformer(self.tokens(ids), None if keep is None else padding(keep))
+
+
+def train_prompt_tokenizer(captions, vocab=2048, length=32):
+    """Captions -> Tokenizer in T5's manner: lower case, a space before the first word, </s> at the end; "" is </s> alone."""
+    from tokenizers import normalizers, pre_tokenizers, processors
+    tokenizer = train_bpe((" " + text.lower() for text in captions), vocab, specials=(PAD, END), length=length)
+    engine = tokenizer.engine
+    engine.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    engine.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, engine.token_to_id(END))])
+    config = tokenizer.config | {"pad_token": PAD, "eos_token": END, "unk_token": PAD}
+    config.pop("bos_token")
+    return Tokenizer(engine, config)
+
+
+def encode_prompts(tokenizer, prompts, length):
+    """Texts -> (ids (B,T) long, keep (B,T) bool, which prompts were cut); T is the longest prompt's, at most `length`."""
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
+        raise InputError(f"expected a list of texts, got {type(prompts).__name__}")
+    rows = [tokenizer.encode(text.strip(), special=True) for text in prompts]
+    cut = [i for i, row in enumerate(rows) if len(row) > length]
+    rows = [row if len(row) <= length else row[:length - 1] + row[-1:] for row in rows]
+    T = max((len(row) for row in rows), default=1)
+    ids = torch.full((len(rows), T), tokenizer.pad_id)
+    keep = torch.zeros(len(rows), T, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, :len(row)], keep[i, :len(row)] = torch.tensor(row), True
+    return ids, keep, cut

@@ -1,0 +1,96 @@
+"""The painter's transformer: noisy latents, a noise level and a prompt -> velocity. PixArt-alpha's structure (Chen et al. 2024) on the core.
+
+Patches of latents are its tokens; one small network turns the noise level into the norms' shifts, scales and gates of all blocks
+(shared adaLN); every block looks at the prompt's states by cross-attention."""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gencore.attention import AttentionConfig
+from gencore.check import ConfigError, dims
+from gencore.embeddings import PatchEmbedding2D, TimestepEmbedding, unpatchify
+from gencore.layers import MLPConfig, NormConfig, modulate
+from gencore.positions import sincos_2d
+from gencore.transformer import Memory, Transformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of the transformer."""
+    channels: int = 16              # C of the latents
+    size: int = 8                   # side of the latents in training; other sizes stretch the positions
+    patch: int = 2                  # latents per side of a token
+    width: int = 256                # D
+    layers: int = 7
+    heads: int = 4                  # N
+    captions: int = 192             # width of the prompt's states
+    out_channels: int = 16          # C, or 2C when the second half (a variance) is left unused
+    interpolation: float = 1.0      # divides positions: PixArt at 1024 pixels has 2
+    eps: float = 1e-6               # of all norms
+
+    def __post_init__(self):
+        if self.size % self.patch:
+            raise ConfigError(f"DiT size should be a multiple of patch {self.patch}, got {self.size}")
+
+    @property
+    def transformer(self):
+        """The core's configuration."""
+        return TransformerConfig(
+            width=self.width, layers=self.layers, attention=AttentionConfig(heads=self.heads, bias=True, out_bias=True),
+            mlp=MLPConfig(4 * self.width, activation="gelu_tanh", bias=True),
+            norm=NormConfig("layer", eps=self.eps, affine=False), cross=self.width, cross_norm=False, condition="adaln_shared")
+
+
+class CaptionProjection(nn.Module):
+    """Prompt states (B,S,M) -> (B,S,D)."""
+
+    def __init__(self, inside, width):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(inside, width), nn.Linear(width, width)
+
+    def forward(self, states):
+        return self.linear_2(F.gelu(self.linear_1(states), approximate="tanh"))
+
+
+class DiT(nn.Module):
+    """latents (B,C,H,W), t (B,) in 0..1000, Memory of the prompt -> velocity (B,C,H,W)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.patches = PatchEmbedding2D(cfg.channels, cfg.patch, cfg.width)
+        self.time = TimestepEmbedding(cfg.width)
+        self.modulation = nn.Linear(cfg.width, 6 * cfg.width)
+        self.captions = CaptionProjection(cfg.captions, cfg.width)
+        self.transformer = Transformer(cfg.transformer)
+        self.out_table = nn.Parameter(torch.zeros(2, cfg.width))                       # shift, scale
+        self.out = nn.Linear(cfg.width, cfg.patch ** 2 * cfg.out_channels)
+        self._start()
+
+    def forward(self, latents, t, prompt):
+        _, _, H, W = dims("latents", latents, "B C H W", C=self.cfg.channels)
+        h, w = H // self.cfg.patch, W // self.cfg.patch
+        x = self.patches(latents) + self._positions(h, w).to(latents)                  # (B, P, D)
+        level = self.time(t)                                                           # (B, D)
+        cond = self.modulation(F.silu(level)).unflatten(-1, (6, -1))       # (B, 6, D)
+        memory = Memory(self.captions(prompt.states), prompt.keep)                     # (B, S, D)
+        x = self.transformer(x, memory=memory, cond=cond)
+        shift, scale = (self.out_table + level[:, None])[:, :, None].unbind(1)         # each (B, 1, D)
+        patches = self.out(modulate(x, shift, scale))                                  # (B, P, p*p*C)
+        return unpatchify(patches, h, w, self.cfg.patch)[:, :self.cfg.channels]
+
+    def _positions(self, h, w):
+        return sincos_2d(h, w, self.cfg.width, self.cfg.size // self.cfg.patch, self.cfg.interpolation)
+
+    @torch.no_grad()
+    def _start(self):
+        """Norms start unmoved and gates open: what a block adds is small by its last matrix (see Transformer)."""
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        for block in self.transformer.blocks:
+            block.modulation.table.zero_()
+            block.modulation.table[[2, 5]] = 1.0

@@ -1,0 +1,1 @@
+"""Layouts of other libraries, both ways: one file per architecture."""

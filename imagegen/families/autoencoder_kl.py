@@ -1,0 +1,40 @@
+"""diffusers' AutoencoderKL <-> Autoencoder: the same names on both sides; old files spell the attention differently."""
+from gencore.config import from_dict
+from gencore.families import Family, Rename, expect_fields, read_fields, write_fields
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+
+FIELDS = (("block_out_channels", "channels", [64]), ("layers_per_block", "layers", 1), ("latent_channels", "latent", 4),
+          ("norm_num_groups", "groups", 32), ("mid_block_add_attention", "middle_attention", True), ("sample_size", "size", 32),
+          ("in_channels", "picture_channels", 3), ("scaling_factor", "scaling", 0.18215))
+FIXED = {"act_fn": ("silu",), "use_quant_conv": (True,), "use_post_quant_conv": (True,), "shift_factor": (None,),
+         "latents_mean": (None,), "latents_std": (None,)}
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+
+
+def to_ours(config):
+    expect_fields(config, FIXED, "AutoencoderKL")
+    for field, kind in BLOCKS.items():
+        for found in config.get(field, [kind]):
+            expect_fields({field: found}, {field: (kind,)}, "AutoencoderKL")
+    expect_fields(config, {"out_channels": (config.get("in_channels", 3),)}, "AutoencoderKL")
+    return from_dict(AutoencoderConfig, read_fields(FIELDS, config, "AutoencoderKL"))
+
+
+def to_theirs(cfg):
+    fields = write_fields(FIELDS, cfg) | {name: values[0] for name, values in FIXED.items()}
+    blocks = {field: [kind] * len(cfg.channels) for field, kind in BLOCKS.items()}
+    return {"_class_name": "AutoencoderKL", **fields, **blocks, "block_out_channels": list(cfg.channels), "out_channels": cfg.picture_channels,
+            "force_upcast": False}
+
+
+def rules(cfg):
+    import torch
+    with torch.device("meta"):
+        names = Autoencoder(cfg).state_dict()
+    return tuple(Rename(name, name) for name in names)
+
+
+OLD = ((r"\.attentions\.0\.query\.", ".attentions.0.to_q."), (r"\.attentions\.0\.key\.", ".attentions.0.to_k."),
+       (r"\.attentions\.0\.value\.", ".attentions.0.to_v."), (r"\.attentions\.0\.proj_attn\.", ".attentions.0.to_out.0."))
+
+AUTOENCODER_KL = Family("AutoencoderKL", to_ours, to_theirs, rules, OLD)

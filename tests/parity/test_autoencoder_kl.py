@@ -1,0 +1,57 @@
+"""AutoencoderKL and Autoencoder on the same random weights."""
+import pytest
+import torch
+
+from gencore.check import ConfigError
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.families.autoencoder_kl import AUTOENCODER_KL
+
+
+def opened(channels, layers, attention):
+    from diffusers import AutoencoderKL
+    torch.manual_seed(0)
+    theirs = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * len(channels), up_block_types=("UpDecoderBlock2D",) * len(channels),
+                           block_out_channels=channels, layers_per_block=layers, latent_channels=3, norm_num_groups=4, sample_size=16,
+                           mid_block_add_attention=attention).eval()
+    cfg = AUTOENCODER_KL.to_ours(dict(theirs.config))
+    ours = Autoencoder(cfg).eval()
+    ours.load_state_dict(AUTOENCODER_KL.import_state(cfg, theirs.state_dict()))
+    return theirs, ours
+
+
+@pytest.mark.parametrize("channels,layers,attention", [((8,), 1, True), ((8, 12), 2, True), ((4, 8, 16), 1, False)])
+@torch.no_grad()
+def test_autoencoder_says_the_same_as_diffusers(channels, layers, attention):
+    theirs, ours = opened(channels, layers, attention)
+    pictures = torch.rand(2, 3, 16, 24) * 2 - 1
+    posterior = theirs.encode(pictures).latent_dist
+    mean, logvar = ours.encode(pictures)
+    torch.testing.assert_close(mean, posterior.mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logvar, posterior.logvar, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.decode(mean), theirs.decode(mean).sample, rtol=1e-5, atol=1e-5)
+
+
+def test_autoencoder_weights_survive_the_way_there_and_back():
+    theirs, ours = opened((8, 12), 1, True)
+    state, back = theirs.state_dict(), AUTOENCODER_KL.export_state(ours.cfg, ours.state_dict())
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+    assert AUTOENCODER_KL.to_ours(AUTOENCODER_KL.to_theirs(ours.cfg)) == ours.cfg
+
+
+def test_old_spelling_of_the_attention_opens():
+    _, ours = opened((8, 12), 1, True)
+    spelt = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = {}
+    for name, tensor in ours.state_dict().items():
+        for new, word in spelt.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{word}.")
+        old[name] = tensor
+    assert AUTOENCODER_KL.import_state(ours.cfg, old).keys() == ours.state_dict().keys()
+
+
+def test_autoencoder_of_other_blocks_is_refused():
+    config = AUTOENCODER_KL.to_theirs(AutoencoderConfig())
+    with pytest.raises(ConfigError, match="down_block_types"):
+        AUTOENCODER_KL.to_ours(config | {"down_block_types": ["AttnDownEncoderBlock2D"] * 4})
+    with pytest.raises(ConfigError, match="shift_factor"):
+        AUTOENCODER_KL.to_ours(config | {"shift_factor": 0.1})
