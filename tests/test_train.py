@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,7 +140,7 @@ def test_every_model_overfits_eight_items(tmp_path):
             ids = torch.arange(8)[:, None].repeat(1, 2)
             return {"ids": ids, "targets": (ids + 3) % 13}
 
-    toy_fit(tmp_path / "run", replace(HARD, steps=80), data=One(), model=Toy(dropout=0.1))
+    toy_fit(tmp_path / "run", replace(HARD, steps=80, save_every=0, eval_every=0), data=One(), model=Toy(dropout=0.1))
     assert metrics(tmp_path / "run")[-1]["loss"] < 0.05
 
 
@@ -244,60 +243,7 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
         toy_fit(tmp_path / "run")
 
 
-# stops
-
-SCRIPT = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import test_train as t
-if __name__ == "__main__":
-    data = t.Ragged()
-    steps = t.replace(t.HARD, steps=100_000, save_every=0)
-    t.fit(t.Toy(0.2), t.noisy_loss, data, steps, run=t.Run({folder!r}, resume={resume}))
-"""
-
-
-def script(tmp_path, folder, resume=False):
-    path = tmp_path / "script.py"
-    path.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder), resume=resume))
-    return [sys.executable, str(path)]
-
-
-def wait_for_steps(process, folder, steps):
-    for _ in range(600):
-        file = folder / "metrics.jsonl"
-        if file.is_file() and len(file.read_text().splitlines()) >= steps:
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    raise AssertionError("the run did not get going")
-
-
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):
-    folder = tmp_path / "run"
-    process = subprocess.Popen(script(tmp_path, folder), stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    wait_for_steps(process, folder, 15)
-    process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in words and "Traceback" not in words
-    assert "a step, evaluation not counted" in words and "GiB" in words
-    (step, saved), = checkpoints(Run(folder))
-    assert step == len(metrics(folder)) and f"saved {saved}" in words
-    stop_at(tmp_path / "here", replace(HARD, steps=100_000, save_every=0, eval_every=1), step - 1, model=Toy(0.2), loss=noisy_loss)
-    there, here = load_state(saved), load_state(checkpoints(Run(tmp_path / "here"))[-1][1])
-    assert all(torch.equal(there["model"][name], here["model"][name]) for name in here["model"])
-
-
-def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    def evaluate(model):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        toy_fit(tmp_path / "run", HARD, evaluate=evaluate)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler            # and the handlers are the old ones again
-
+# refusals
 
 @pytest.mark.parametrize("bad, rows", [("loss", "904, 905, 906, 907;"), ("gradient norm", "900, 901, 902, 903, 904, 905, 906, 907;")])
 def test_a_value_that_is_not_finite_stops_with_step_rate_rows_and_checkpoint(tmp_path, bad, rows):
@@ -323,67 +269,12 @@ def test_a_value_that_is_not_finite_stops_with_step_rate_rows_and_checkpoint(tmp
     assert all(p.isfinite().all() for p in model.parameters()) and len(metrics(tmp_path / "run")) == 9
 
 
-# the run folder
-
-def test_a_run_folder_is_complete(tmp_path):
-    model = toy_fit(tmp_path / "run", HARD, evaluate=lambda model: {"held_out_loss": 1.5, "training_mode": model.training},
-                    sample=lambda model, folder, step: (folder / f"{step}.txt").write_text("a sample"),
-                    card={"title": "A toy", "Data": "random ids", "Licence": "CC0", "Command": "python toy.py"})
-    run = tmp_path / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["README.md", "checkpoints", "config.json", "loss.png", "metrics.jsonl",
-                                                           "model", "samples"]
-    assert json.loads((run / "config.json").read_text())["muon_lr"] == 1e-2
-    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-000008", "step-000012"]
-    exported = load_tensors(run / "model/model.safetensors")
-    assert all(torch.equal(exported[name], weight) for name, weight in model.state_dict().items())      # the averaged weights
-    state = load_state(run / "checkpoints/step-000012")
-    assert all(torch.equal(exported[name], state["ema"]["weights"][name]) for name in state["ema"]["weights"])
-    assert not torch.equal(exported["head.weight"], state["model"]["head.weight"])
-    card = (run / "README.md").read_text()
-    for words in ("# A toy", "## Data\n\nrandom ids", "CC0", "python toy.py", "| held_out_loss | 1.5 |", "12 of 12 steps", "CPU time",
-                  "- lr: 0.01"):
-        assert words in card
-    assert (run / "model/README.md").read_text() == card
-    assert [row["training_mode"] for row in metrics(run) if "training_mode" in row] == [0.0] * 4
-
-
-def test_a_checkpoint_is_what_export_writes_and_the_training_state(tmp_path):
-    def export(model):
-        return {"model.safetensors": {"head": model.head.weight}, "config.json": {"width": 16}, "README.md": "mine"}
-
-    toy_fit(tmp_path / "run", HARD, export=export)
-    for folder, more in (("checkpoints/step-000012", {STATE}), ("model", set())):
-        names = {path.name for path in (tmp_path / "run" / folder).iterdir()}
-        assert names - {"digests.json"} == {"model.safetensors", "config.json", "README.md"} | more
-        assert json.loads((tmp_path / "run" / folder / "config.json").read_text()) == {"width": 16}
-    assert (tmp_path / "run/model/README.md").read_text() == "mine"
-
-
-def test_what_a_killed_save_left_is_removed_by_the_next_save(tmp_path):
-    stray = tmp_path / "run/checkpoints/.step-000003.tmp-1"
-    stray.mkdir(parents=True)
-    (stray / STATE).write_text("half")
-    toy_fit(tmp_path / "run", HARD)
-    assert not stray.exists()
-
-
 def test_threads_are_set_and_come_back(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     toy_fit(tmp_path / "run", replace(PLAIN, threads=3, steps=1))
     assert asked == [3, 1]
 
-
-def test_progress_false_is_silent_and_progress_tells_time_and_memory(tmp_path, capfd):
-    toy_fit(tmp_path / "run", HARD)
-    assert capfd.readouterr() == ("", "")
-    toy_fit(tmp_path / "loud", HARD, progress=True)
-    words = capfd.readouterr().err
-    assert "for the 2 steps left" in words and "peak memory so far" in words and f"done: {tmp_path / 'loud/model'}" in words
-
-
-# refusals
 
 @pytest.mark.parametrize("change, words", [
     ({"steps": 0}, "steps should be at least 1, got 0"),
