@@ -61,8 +61,8 @@ class Audio:
         """The bytes of the file that `save` writes; values outside [-1, 1] are clipped."""
         import soundfile
         buffer = io.BytesIO()
-        # Scaled and rounded here: libsndfile wraps at full scale and rounds by the build.
-        samples = (self.waveform.clamp(-1, 1) * 32767).round().short().T.numpy()            # (L, C)
+        # Scaled and rounded here: libsndfile may wrap at full scale. By 32768, so that what is read and saved again is the same.
+        samples = (self.waveform * 32768).round().clamp(-32768, 32767).short().T.numpy()    # (L, C)
         with soundfile.SoundFile(buffer, "w", self.sample_rate, samples.shape[1], subtype="PCM_16", format=kind) as file:
             if self.recipe is not None:
                 file.comment = self.recipe.to_json()
