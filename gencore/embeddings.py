@@ -39,8 +39,10 @@ class PatchEmbedding3D(nn.Module):
 
 def unpatchify(patches, height, width, patch):
     """(B, P, patch*patch*C), channel fastest (diffusers' order) -> (B, C, height*patch, width*patch)."""
-    B, P, F_ = patches.shape
-    C = F_ // patch ** 2
+    B, _, flat = dims("patches", patches, "B P F", P=height * width)
+    C, rest = divmod(flat, patch ** 2)
+    if rest:
+        raise InputError(f"patches: the last size should be a multiple of {patch ** 2}, got {flat}")
     grid = patches.view(B, height, width, patch, patch, C)                           # (B, h, w, p, q, C)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, C, height * patch, width * patch)
 
@@ -55,6 +57,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t):
+        dims("t", t, "B")
         waves = sinusoidal(t, self.features, "cos|sin", self.shift).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(waves)))
 
@@ -69,6 +72,7 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, labels, dropped=None):
         """dropped (B,) bool: rows that get the null label."""
+        dims("labels", labels, "B")
         if dropped is not None:
             labels = torch.where(dropped, self.classes, labels)
         return self.table(labels)
