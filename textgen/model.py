@@ -19,7 +19,7 @@ from gencore.recipe import Recipe, register
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.families import family
-from textgen.text import SEEDS, Settings, joined, made_text, pieces
+from textgen.text import SEEDS, Settings, as_list, joined, made_text, pieces
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class CausalLM(nn.Module):
 
         temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at."""
         settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else prompt
-        seeds = seeds_of(seed, len(prompts) if isinstance(prompts, list) else 1)
+        prompts = as_list(prompt)
+        seeds = seeds_of(seed, len(prompts))
         with self.resting():
             texts = joined(prompts, pieces(self, prompts, sampling_of(settings), seeds=seeds, settings=settings))
         made = [made_text(text, self._recipe(asked, s, settings)) for text, asked, s in zip(texts, prompts, seeds)]

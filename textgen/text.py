@@ -1,5 +1,4 @@
 """Generated words: Text (a str that knows how it was made), streaming without broken characters, stop strings, and the run of a batch."""
-import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +40,8 @@ class Row:
 
     def add(self, token):
         """One id -> the text that is now certain."""
+        if self.over:
+            return ""
         if token in self.eos:
             return self.end()
         self.pending.append(token)
@@ -89,10 +90,16 @@ class Settings:
     quantize: str | None = None                      # so do int8 weights
 
 
+def as_list(prompt):
+    """A prompt or several -> a list of them, or InputError."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else []
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise InputError(f"expected a prompt as str, or a list of them, got {prompt!r:.80}")
+    return prompts
+
+
 def checked_prompts(lm, prompts, settings):
     """Texts -> lists of ids; an empty prompt starts at the model's own beginning of text."""
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise InputError(f"expected a prompt as str, or a list of them, got {prompts!r:.80}")
     if not isinstance(settings.max_new_tokens, int) or settings.max_new_tokens < 0:
         raise InputError(f"max_new_tokens should be a whole number of at least 0, got {settings.max_new_tokens!r}")
     if settings.window is not None and not 1 <= settings.window <= lm.cfg.context:
@@ -142,7 +149,7 @@ def pieces(lm, prompts, sampling, *, seeds, settings):
     rows = [Row(lm.tokenizer, settings.stop, lm.cfg.eos, context=ids[-8:]) for ids in lists]
     for tokens in run(lm, lists, sampling, seeds=seeds, settings=settings) if settings.max_new_tokens else ():
         for number, (row, token) in enumerate(zip(rows, tokens)):
-            if not row.over and (piece := row.add(token)):
+            if (piece := row.add(token)):
                 yield number, piece
         if all(row.over for row in rows):
             return
@@ -156,4 +163,4 @@ def joined(prompts, parts):
     texts = [[prompt] for prompt in prompts]
     for row, piece in parts:
         texts[row].append(piece)
-    return list(itertools.chain("".join(text) for text in texts))
+    return ["".join(text) for text in texts]

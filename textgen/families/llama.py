@@ -28,6 +28,11 @@ def to_ours(config):
     """config.json -> CausalLMConfig."""
     expect_fields(config, FIXED, "llama")
     ours = read_fields(FIELDS, config, "llama")
+    attention = ours["transformer"]["attention"]
+    if attention["kv_heads"] == attention["heads"]:
+        attention["kv_heads"] = None                     # None is how we say the usual: equal configurations are equal
+    if attention["head_width"] is not None and attention["head_width"] * attention["heads"] == ours["transformer"]["width"]:
+        attention["head_width"] = None
     ours["transformer"]["mlp"] |= {"gated": True, "activation": "silu"}
     ours["transformer"]["norm"] |= {"kind": "rms", "place": "pre"}
     ours["transformer"]["rotary"] = rotary_fields(config)

@@ -1,0 +1,229 @@
+"""textgen/model.py, text.py, evaluate.py: words in and out, streaming, recipes, folders, wrong input; the shipped novelist."""
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gencore
+from gencore.attention import AttentionConfig
+from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameError
+from gencore.layers import MLPConfig
+from gencore.loss import chunked_cross_entropy
+from gencore.positions import RotaryConfig
+from gencore.tokenizer import train_bpe
+from gencore.transformer import TransformerConfig
+from textgen import CausalLM
+from textgen.evaluate import bits_per_byte, windows
+from textgen.model import CausalLMConfig
+from textgen.text import Row
+
+STACK = TransformerConfig(width=32, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(48, True, "silu"), rotary=RotaryConfig())
+TEXT = "It was a dark night, and the rain fell on the café in the old town. “Who is there?” she asked — nobody.\n\n" * 4
+
+
+def small(tied=True):
+    torch.manual_seed(0)
+    tokenizer = train_bpe([TEXT], 300)
+    lm = CausalLM(CausalLMConfig(vocab=len(tokenizer), context=48, transformer=STACK, tied=tied, bos=0, eos=(0,), pad=1), tokenizer)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.mul_(4)
+    return lm.eval()
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "model"
+    small().save_pretrained(folder)
+    return CausalLM.from_pretrained(folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=st.text("abcnight dré", max_size=12), temperature=st.sampled_from([0.0, 0.7, 2.0]), seed=st.integers(0, 1000),
+       stop=st.sampled_from([(), "a", ["ni", "the"]]))
+def test_streaming_equals_the_whole(lm, prompt, temperature, seed, stop):
+    options = {"max_new_tokens": 14, "temperature": temperature, "seed": seed, "stop": stop}
+    whole = lm.generate(prompt, **options)
+    assert prompt + "".join(lm.stream(prompt, **options)) == whole
+    assert not any(text in whole[len(prompt):] for text in ([stop] if isinstance(stop, str) else stop))
+
+
+@settings(max_examples=40, deadline=None)
+@given(prompts=st.lists(st.text("abcnight dré", max_size=12), min_size=1, max_size=4), seed=st.integers(0, 1000))
+def test_a_list_of_prompts_gives_what_each_gives_alone(lm, prompts, seed):
+    together = lm.generate(prompts, max_new_tokens=12, seed=seed)
+    assert together == [lm.generate(prompt, max_new_tokens=12, seed=seed + row) for row, prompt in enumerate(prompts)]
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another(lm):
+    assert lm.generate("It", seed=3) == lm.generate("It", seed=3) != lm.generate("It", seed=4)
+
+
+def test_a_text_is_replayed_from_its_recipe(lm, tmp_path):
+    text = lm.generate("It was", max_new_tokens=9, seed=11, temperature=1.5, stop="zzz")
+    text.save(tmp_path / "a.txt")
+    assert gencore.replay(tmp_path / "a.txt") == text
+    assert text.recipe.seed == 11 and text.recipe.inputs == {"prompt": "It was"} and text.recipe.settings["temperature"] == 1.5
+    second = lm.generate(["It", "was"], max_new_tokens=9, seed=5)[1]
+    second.save(tmp_path / "b.txt")
+    assert gencore.replay(tmp_path / "b.txt") == second
+
+
+def test_whole_characters_come_out_and_stop_strings_are_cut():
+    tokenizer = train_bpe(["x"], 258)                                     # bytes alone
+    row, said = Row(tokenizer, ("END",), ()), []
+    for token in tokenizer.encode("né ENd — ENDx"):
+        said.append(row.add(token))
+    assert "".join(said) == "né ENd — " and row.over
+    assert all("\ufffd" not in piece for piece in said)
+    row = Row(tokenizer, (), ())
+    assert row.add(tokenizer.encode("é")[0]) == "" and row.end() == "\ufffd"      # half a character at the end
+
+
+def test_the_text_ends_at_the_end_token(lm):
+    with torch.no_grad():
+        model = small(tied=False)
+        model.head.weight.zero_()
+        assert model.generate("It", temperature=0, max_new_tokens=5) == "It"         # id 0, the end, is the likeliest of equals
+    assert lm.generate("It", max_new_tokens=0) == "It"
+
+
+def test_texts_may_outgrow_the_context(lm):
+    assert len(lm.tokenizer.encode(lm.generate("It was", max_new_tokens=120, seed=1, temperature=1.0))) > 48 \
+        or lm.generate("It was", max_new_tokens=120, seed=1).recipe is not None
+    long = "It was a dark night, and the rain fell. " * 20
+    assert lm.generate(long, max_new_tokens=3, window=48, seed=0).startswith(long)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"prompt": "rain " * 200}, r"the prompt has \d+ tokens, the model reads 48: shorten it or use window=48"),
+    ({"prompt": 3}, "expected a prompt as str"), ({"prompt": []}, "expected a prompt"), ({"prompt": ["a", None]}, "expected a prompt"),
+    ({"max_new_tokens": -1}, "max_new_tokens"), ({"temperature": -2}, "temperature should be between 0"), ({"window": 99}, "window should be"),
+    ({"top_p": 2}, "top_p"), ({"seed": -1}, "seed should be"), ({"seed": "x"}, "seed should be"), ({"stop": [""]}, "stop should be")])
+def test_wrong_input_is_named(lm, options, words):
+    with pytest.raises(InputError, match=words):
+        lm.generate(**{"prompt": "It", **options})
+
+
+def test_an_empty_prompt_begins_a_text(lm):
+    assert lm.generate("", max_new_tokens=4, seed=0) == "".join(lm.stream("", max_new_tokens=4, seed=0))
+
+
+def test_training_mode_comes_back(lm):
+    lm.train()
+    lm.generate("It", max_new_tokens=2)
+    assert lm.training
+    lm.eval()
+
+
+# ---- folders ----
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_folder_gives_the_same_logits_here_and_in_transformers(tied, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = small(tied)
+    model.save_pretrained(tmp_path / "m")
+    ids = torch.randint(0, model.cfg.vocab, (2, 20))
+    again = CausalLM.from_pretrained(tmp_path / "m")
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "m"), AutoTokenizer.from_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        assert torch.equal(again(ids), model(ids)) and again.cfg == model.cfg
+        torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-5, rtol=1e-5)
+    said = theirs.generate(**tokenizer("It was", return_tensors="pt"), max_new_tokens=20, do_sample=False)
+    assert tokenizer.decode(said[0], skip_special_tokens=True) == again.generate("It was", max_new_tokens=20, temperature=0)
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {"config.json", "generation_config.json", "model.safetensors", "digests.json",
+                                                            "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_bf16_files_are_half_as_large_and_load_as_float32(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "b", dtype=torch.bfloat16)
+    a, b = ((tmp_path / name / "model.safetensors").stat().st_size for name in "ab")
+    assert b < 0.6 * a
+    assert CausalLM.from_pretrained(tmp_path / "b").embedding.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change, error, words", [
+    ({"hidden_size": 64}, CheckpointError, "should have shape|should be"), ({"num_hidden_layers": 3}, CheckpointError, "blocks.2"),
+    ({"num_hidden_layers": 1}, CheckpointError, "blocks.1"), ({"model_type": "lama"}, UnknownNameError, 'did you mean "llama"'),
+    ({"hidden_act": "relu"}, ConfigError, "hidden_act"), ({"num_attention_heads": "two"}, ConfigError, "attention.heads should be int")])
+def test_a_configuration_that_does_not_fit_is_refused(change, error, words, tmp_path):
+    small().save_pretrained(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, **change}))
+    gencore.checkpoint.seal(tmp_path / "m")
+    with pytest.raises(error, match=words):
+        CausalLM.from_pretrained(tmp_path / "m")
+
+
+def test_unknown_names_and_wrong_options_are_named(tmp_path):
+    with pytest.raises(UnknownNameError, match="novelist"):
+        CausalLM.from_pretrained("novellist")
+    with pytest.raises(InputError, match='None or "int8"'):
+        CausalLM.from_pretrained("novelist", quantize="int4")
+    with pytest.raises(InputError, match="no tokenizer"):
+        CausalLM(CausalLMConfig(transformer=STACK)).generate("It")
+
+
+def test_int8_generates_and_is_not_saved(lm, tmp_path):
+    small8 = CausalLM.from_pretrained(lm.name, quantize="int8")
+    text = small8.generate("It was", max_new_tokens=8, temperature=0)
+    text.save(tmp_path / "a.txt")
+    assert gencore.replay(tmp_path / "a.txt") == text and text.recipe.settings["quantize"] == "int8"
+    with pytest.raises(InputError, match="int8 weights are for generating"):
+        small8.save_pretrained(tmp_path / "m")
+
+
+# ---- loss and evaluation ----
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_the_chunked_loss_and_its_gradients_are_the_plain_ones(chunk):
+    hidden, weight = torch.randn(23, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    targets = torch.randint(0, 40, (23,))
+    targets[::4] = -100
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.t(), targets, reduction="sum")
+    wanted = torch.autograd.grad(plain * 0.5, (hidden, weight))
+    loss, count = chunked_cross_entropy(hidden, weight, targets, chunk=chunk)
+    torch.testing.assert_close(loss, plain)
+    assert int(count) == 17
+    for got, want in zip(torch.autograd.grad(loss * 0.5, (hidden, weight)), wanted):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked_cross_entropy(hidden, weight, targets, chunk=chunk)[0], plain)
+
+
+@settings(max_examples=200, deadline=None)
+@given(length=st.integers(2, 300), context=st.integers(2, 50), overlap=st.floats(0, 0.95))
+def test_every_token_is_a_target_once_and_no_window_is_too_long(length, context, overlap):
+    rows = windows(length, context, overlap)
+    assert [t for _, end, known in rows for t in range(known, end)] == list(range(1, length))
+    assert all(end - start - 1 <= context and start < known for start, end, known in rows)
+
+
+def test_bits_per_byte_of_an_even_guess_are_known(lm):
+    model = small(tied=False)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    tokens, size = len(model.tokenizer.encode(TEXT)), len(TEXT.encode())
+    for overlap in (0.0, 0.5):
+        assert bits_per_byte(model, [TEXT], overlap=overlap) == pytest.approx(tokens * math.log2(model.cfg.vocab) / size, rel=1e-4)
+
+
+def test_it_overfits_a_sentence():
+    from gencore.data import TokenWindows
+    from gencore.train import Run, TrainConfig, fit
+    model = small()
+    ids = torch.tensor(model.tokenizer.encode(TEXT))
+    config = TrainConfig(steps=60, batch=4, lr=5e-3, muon_lr=1e-2, warmup=3)
+
+    def loss(model, batch, generator):
+        return model.loss(batch["ids"][:, :-1], batch["ids"][:, 1:])
+
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model.train(), loss, TokenWindows(ids, 32, 4), config, run=Run(folder, export=lambda model: model.files(), progress=False))
+    assert bits_per_byte(model.eval(), [TEXT]) < 0.4
