@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from gencore.check import ConfigError, InputError
@@ -82,13 +83,16 @@ def log_normal(count, generator, *, mean=-1.2, std=1.2):
     return torch.exp(torch.randn(count, generator=generator) * std + mean)
 
 
-def flow_levels(steps, shift=1.0, first=0.999):
-    """steps -> levels (steps+1,) falling from about 1 to 0, those of diffusers' DPMSolverMultistepScheduler(use_flow_sigmas=True).
+def flow_levels(steps, shift=1.0):
+    """steps -> (levels (steps+1,) falling from about 1 to 0, times (steps,) that the network is told).
 
-    shift > 1 spends more steps at much noise, as large pictures need (Esser et al. 2024, eq. 23)."""
+    Those of diffusers' DPMSolverMultistepScheduler(use_flow_sigmas=True), to the bit. shift > 1 spends more steps at much noise, as
+    large pictures need (Esser et al. 2024, eq. 23)."""
     check_steps(steps)
-    levels = torch.linspace(0, first, steps + 1, dtype=torch.float64)
-    return (shift * levels / (1 + (shift - 1) * levels)).flip(0).float()
+    levels = 1 - np.linspace(1, 1 / 1000, steps + 1)
+    levels = np.flip(shift * levels / (1 + (shift - 1) * levels))[:-1].copy()
+    times = torch.from_numpy((levels * 1000).astype(np.int64))
+    return torch.from_numpy(np.append(levels, 0).astype(np.float32)), times
 
 
 def karras_levels(steps, low=0.002, high=80.0, rho=7.0):

@@ -70,13 +70,24 @@ class DiT(nn.Module):
         self._start()
 
     def forward(self, latents, t, prompt):
+        return self.velocity(latents, self.level(t), self.project(prompt))
+
+    def level(self, t):
+        """t (B,) -> ((B,D) of the level, (B,6,D) for the blocks). It does not depend on the latents: a sampler asks for all steps at once."""
+        level = self.time(t)
+        return level, self.modulation(F.silu(level)).unflatten(-1, (6, -1))
+
+    def project(self, prompt):
+        """Memory of the encoder's states -> Memory of this width; once a prompt."""
+        return Memory(self.captions(prompt.states), prompt.keep)                       # (B, S, D)
+
+    def velocity(self, latents, level, memory, *, cache=None):
+        """level and memory as `level` and `project` give them; cache: a PromptCache over the steps of one drawing."""
         _, _, H, W = dims("latents", latents, "B C H W", C=self.cfg.channels)
         h, w = H // self.cfg.patch, W // self.cfg.patch
+        level, cond = level
         x = self.patches(latents) + self._positions(h, w).to(latents)                  # (B, P, D)
-        level = self.time(t)                                                           # (B, D)
-        cond = self.modulation(F.silu(level)).unflatten(-1, (6, -1))       # (B, 6, D)
-        memory = Memory(self.captions(prompt.states), prompt.keep)                     # (B, S, D)
-        x = self.transformer(x, memory=memory, cond=cond)
+        x = self.transformer(x, memory=memory, cond=cond, cache=cache)
         shift, scale = (self.out_table + level[:, None])[:, :, None].unbind(1)         # each (B, 1, D)
         patches = self.out(modulate(x, shift, scale))                                  # (B, P, p*p*C)
         return unpatchify(patches, h, w, self.cfg.patch)[:, :self.cfg.channels]
@@ -94,3 +105,29 @@ class DiT(nn.Module):
         for block in self.transformer.blocks:
             block.modulation.table.zero_()
             block.modulation.table[[2, 5]] = 1.0
+
+
+class PromptCache:
+    """Keeps the prompt's keys and values over the steps of one drawing; the patches are new at each step and are not kept."""
+    newest, window = True, None
+
+    def __init__(self, layers):
+        self.layers = [PromptLayer() for _ in range(layers)]
+
+    def check(self, batch, layers):
+        """Any batch will do; the layers are the transformer's."""
+
+    def reserve(self, count):
+        places = torch.arange(count)
+        return places, places
+
+    def advance(self, count):
+        """Nothing moves: every step sees the same places."""
+
+
+class PromptLayer:
+    """One layer's part: CrossAttention fills `memory`."""
+    memory = None
+
+    def put(self, k, v):
+        return k, v

@@ -1,0 +1,259 @@
+"""TextToImage: prompts in, pictures out, each with the recipe that makes it again.
+
+    painter = TextToImage.from_pretrained("painter")
+    painter(["a handwritten seven", "slice of pizza, noto style"], seed=0)[0].save("seven.png")
+
+Four parts: a tokenizer and the core's text encoder read the prompt, a transformer turns noise into latents, an autoencoder's decoder
+paints them. The folder is diffusers' own: `DiffusionPipeline.from_pretrained(folder)` opens it as PixArtAlphaPipeline."""
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gencore.check import CheckpointError, InputError, in_range
+from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.diffusion import FLOW, check_steps, data_from, flow_levels
+from gencore.families import expect_fields
+from gencore.recipe import Recipe, register
+from gencore.samplers import dpm_solver
+from gencore.text_encoder import TextEncoder, encode_prompts
+from gencore.tokenizer import Tokenizer
+from gencore.transformer import Memory
+from imagegen.autoencoder import Autoencoder
+from imagegen.data import to_bytes
+from imagegen.dit import DiT, PromptCache
+from imagegen.families.autoencoder_kl import AUTOENCODER_KL
+from imagegen.families.pixart import PIXART
+from imagegen.families.t5 import T5, encoder_only
+
+TOGETHER = 16               # pictures drawn in one batch; more prompts are drawn batch after batch
+FORMS = ("pil", "np", "pt")
+PARTS = {"transformer": ("diffusers", "PixArtTransformer2DModel"), "vae": ("diffusers", "AutoencoderKL"),
+         "text_encoder": ("transformers", "T5EncoderModel"), "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
+         "scheduler": ("diffusers", "DPMSolverMultistepScheduler")}
+SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "prediction_type": "flow_prediction",
+             "use_flow_sigmas": True, "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
+             "lower_order_final": True, "final_sigmas_type": "zero", "thresholding": False}
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How pictures are drawn; what a recipe keeps beside prompt and seed."""
+    steps: int = 20                     # calls of the transformer
+    guidance: float = 3.0               # 1 = the prompt as it is; more leans away from the negative prompt
+    negative_prompt: str = ""
+
+    def __post_init__(self):
+        check_steps(self.steps)
+        in_range("guidance", self.guidance, 0, 100)
+        if not isinstance(self.negative_prompt, str):
+            raise InputError(f"negative_prompt should be a string, got {type(self.negative_prompt).__name__}")
+
+
+class Painter(nn.Module):
+    """The three networks as one module: what is trained, saved and moved to a device together."""
+
+    def __init__(self, transformer, text_encoder, autoencoder):
+        super().__init__()
+        self.transformer, self.text_encoder, self.autoencoder = transformer, text_encoder, autoencoder
+
+    def read(self, ids, keep):
+        """ids, keep (B,T) -> Memory that the transformer looks at."""
+        return self.transformer.project(Memory(self.text_encoder(ids, keep), keep))
+
+    def draw(self, noise, words, null, *, steps, guidance, shift=1.0):
+        """noise (B,C,h,w), Memory of the prompts and of the negative prompt -> latents after each step.
+
+        Both prompts go through the transformer in one batch; noise levels and the prompts' keys are computed once."""
+        levels, times = flow_levels(steps, shift)
+        one = guidance == 1
+        memory = words if one else both(null, words)
+        told = dict(zip(levels.tolist(), zip(*self.transformer.level(times.to(noise)))))
+        cache = PromptCache(self.transformer.cfg.layers)
+
+        def denoise(x, now):
+            level = tuple(part.expand(len(memory.states), *part.shape) for part in told[float(now)])
+            said = self.transformer.velocity(x if one else torch.cat((x, x)), level, memory, cache=cache)
+            velocity = said if one else torch.lerp(*said.chunk(2), float(guidance))
+            return data_from("velocity", velocity, x, FLOW.scales(now))
+
+        return dpm_solver(denoise, noise, levels.to(noise))
+
+
+class TextToImage:
+    """Draws what prompts say."""
+
+    def __init__(self, painter, tokenizer, *, shift=1.0, name="", digest=""):
+        self.painter, self.tokenizer = painter.eval(), tokenizer
+        self.shift = shift                                # of the noise levels: diffusers' flow_shift
+        self.name, self.digest = name, digest             # for recipes
+
+    @torch.inference_mode()
+    def __call__(self, prompts, *, steps=20, guidance=3.0, negative_prompt="", seed=None, output_type="pil", progress=True):
+        """A prompt or a list of them -> as many pictures: PIL images, or one array (B,H,W,3) in 0..1 ("np"), or tensor (B,3,H,W) in 0..1 ("pt").
+
+        Picture i is drawn from the noise of seed + i, so a prompt gives the same picture alone and in a list (up to rounding).
+        seed None: a new one; it is in the picture's .info["recipe"], which gencore.replay reads back from a saved PNG."""
+        prompts = check_prompts(prompts)
+        settings = DrawSettings(steps, guidance, negative_prompt)
+        seed = int(torch.randint(2 ** 31, ())) if seed is None else seed
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise InputError(f"seed should be a whole number, got {seed!r}")
+        if output_type not in FORMS:
+            raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
+        groups = [list(range(i, min(i + TOGETHER, len(prompts)))) for i in range(0, len(prompts), TOGETHER)]
+        made, recipes = [], []
+        with progress_bar(len(groups) * steps, progress) as bar:
+            for group in groups:
+                asked = [prompts[i] for i in group]
+                made.append(self.draw(asked, [seed + i for i in group], settings, tick=bar.update))
+                recipes += [self._recipe(asked, place, seed + group[0], settings) for place in range(len(group))]
+        return finished(torch.cat(made), recipes, output_type)
+
+    def draw(self, prompts, seeds, settings, *, tick=lambda: None):
+        """Prompts and as many seeds -> pictures (B,3,H,W) in [-1,1]."""
+        cfg, device = self.painter.transformer.cfg, next(self.painter.parameters()).device
+        noise = torch.stack([torch.randn(cfg.channels, cfg.size, cfg.size, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        words, null = self._read(prompts), self._read([settings.negative_prompt])
+        null = Memory(*(part.expand(len(prompts), *part.shape[1:]) for part in null))
+        latents = noise.to(device)
+        for latents in self.painter.draw(latents, words, null, steps=settings.steps, guidance=settings.guidance, shift=self.shift):
+            tick()
+        autoencoder = self.painter.autoencoder
+        return autoencoder.decode(latents / autoencoder.cfg.scaling).clamp(-1, 1)
+
+    def _read(self, prompts):
+        length = self.tokenizer.config.get("model_max_length", 120)
+        ids, keep, cut = encode_prompts(self.tokenizer, prompts, length)
+        if cut:
+            warnings.warn(f'{len(cut)} prompt(s) have more than {length} tokens and are cut there, the first: "{prompts[cut[0]]:.60}"', stacklevel=4)
+        device = next(self.painter.parameters()).device
+        return self.painter.read(ids.to(device), keep.to(device))
+
+    def _recipe(self, prompts, place, seed, settings):
+        """Recipe of one picture of a batch. It names the whole batch: sums are rounded differently in another one."""
+        if not self.digest:
+            return None
+        inputs = {"prompt": prompts[place], "drawn_with": prompts, "place": place}
+        return Recipe.made("image", self.name, self.digest, inputs=inputs, seed=seed,
+                           settings={"steps": settings.steps, "guidance": settings.guidance, "negative_prompt": settings.negative_prompt})
+
+    def to(self, device):
+        """Moves the networks; noise is still drawn on the CPU."""
+        self.painter.to(device)
+        return self
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """A shipped name, a folder or a Hub id in PixArt's layout -> TextToImage."""
+        folder = resolve(name, "imagegen")
+        index = read_json(folder / "model_index.json")
+        expect_fields(index, {"_class_name": ("PixArtAlphaPipeline",)}, "TextToImage")
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        expect_fields(scheduler, {key: (value,) for key, value in SCHEDULER.items()}, "TextToImage's scheduler")
+        painter = Painter(read_part(folder / "transformer", PIXART, DiT), read_part(folder / "text_encoder", T5, TextEncoder, encoder_only),
+                          read_part(folder / "vae", AUTOENCODER_KL, Autoencoder))
+        return cls(painter, Tokenizer.from_folder(folder / "tokenizer"), shift=float(scheduler.get("flow_shift", 1.0)),
+                   name=os.fspath(name), digest=weights_digest(folder))
+
+    def save_pretrained(self, folder, dtype=torch.float32):
+        """Writes diffusers' folder, and makes it the one that recipes name."""
+        save_folder(folder, pipeline_files(self.painter, self.tokenizer, shift=self.shift, dtype=dtype))
+        self.name, self.digest = os.fspath(folder), weights_digest(folder)
+
+
+def both(null, words):
+    """Two Memories -> one of twice the batch, padded to one length."""
+    length = max(null.states.shape[1], words.states.shape[1])
+    pad = nn.functional.pad
+    states = [pad(m.states, (0, 0, 0, length - m.states.shape[1])) for m in (null, words)]
+    keep = [pad(m.keep, (0, length - m.keep.shape[1])) for m in (null, words)]
+    return Memory(torch.cat(states), torch.cat(keep))
+
+
+def check_prompts(prompts):
+    """A string or a list of strings -> list, or InputError."""
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(prompts, (list, tuple)):
+        raise InputError(f"prompts should be a string or a list of strings, got {type(prompts).__name__}")
+    if not prompts:
+        raise InputError("prompts is empty: give at least one string")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompts[{i}] should be a string, got {type(prompt).__name__}")
+    return list(prompts)
+
+
+def progress_bar(total, wanted):
+    """A bar that shows itself after a second, or never."""
+    from tqdm import tqdm
+    return tqdm(total=total, desc="drawing", unit="step", delay=1, disable=not wanted, leave=False)
+
+
+def finished(pictures, recipes, output_type):
+    """pictures (B,3,H,W) in [-1,1] -> what the caller wants."""
+    if output_type == "pt":
+        return (pictures + 1) / 2
+    if output_type == "np":
+        return ((pictures + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()                  # (B, H, W, 3)
+    return [drawing(picture.permute(1, 2, 0).cpu().numpy(), recipe) for picture, recipe in zip(to_bytes(pictures), recipes)]
+
+
+def drawing(pixels, recipe):
+    """(H,W,3) uint8 -> PIL image whose saved PNG carries the recipe."""
+    from PIL import Image, PngImagePlugin
+    picture = Image.fromarray(pixels)
+    if recipe is not None:
+        text = recipe.to_json()
+        picture.info["recipe"] = text
+        chunk = PngImagePlugin.PngInfo()
+        chunk.add_text("recipe", text)
+        picture.encoderinfo = {"pnginfo": chunk}
+    return picture
+
+
+# ---- folders ----
+
+def read_part(folder, family, Part, select=lambda tensors: tensors):
+    """One component of a diffusers folder -> the module, in float32. A file that does not fit is refused before it is read."""
+    cfg = family.to_ours(read_json(folder / "config.json"))
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise CheckpointError(f"{folder} should hold one .safetensors file, found {len(files)}")
+    with torch.device("meta"):
+        module = Part(cfg)
+    ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    family.check_shapes(cfg, select(tensor_shapes(files[0])), ours)
+    state = family.import_state(cfg, select(load_tensors(files[0])))
+    module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    return module.requires_grad_(False)
+
+
+def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):
+    """Files of a folder that diffusers and `from_pretrained` open, for `save_folder`."""
+    files = {"model_index.json": {"_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.42.1", **{k: list(v) for k, v in PARTS.items()}},
+             "scheduler/scheduler_config.json": {**SCHEDULER, "flow_shift": shift}}
+    parts = (("transformer", "diffusion_pytorch_model", PIXART, painter.transformer), ("vae", "diffusion_pytorch_model", AUTOENCODER_KL, painter.autoencoder),
+             ("text_encoder", "model", T5, painter.text_encoder))
+    for folder, weights, family, module in parts:
+        state = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
+        config = family.to_theirs(module.cfg)
+        files[f"{folder}/config.json"] = config | ({"dtype": str(dtype).removeprefix("torch.")} if "dtype" in config else {})
+        files[f"{folder}/{weights}.safetensors"] = family.export_state(module.cfg, state)
+    return files | {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
+
+
+def remake(recipe):
+    """Recipe -> PIL image: what `gencore.replay` calls."""
+    painter = TextToImage.from_pretrained(recipe.model)
+    inputs, settings = recipe.inputs, recipe.settings
+    pictures = painter(inputs["drawn_with"], seed=recipe.seed, steps=settings["steps"], guidance=settings["guidance"],
+                       negative_prompt=settings["negative_prompt"], progress=False)
+    if inputs["place"] not in range(len(pictures)):
+        raise InputError(f"recipe: place should be below {len(pictures)}, got {inputs['place']!r}")
+    return pictures[inputs["place"]]
+
+
+register("image", remake)
