@@ -3,13 +3,17 @@
     reader = Captioner.from_pretrained("reader")
     reader("photo.png")                      # "slice of pizza"
     reader([picture, "photo.png"])           # a list of captions"""
+import base64
+import io
+
 import torch
 
 from gencore.cache import Cache
 from gencore.check import CheckpointError, InputError, in_range
-from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
+from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, weights_digest
 from gencore.decode import decode
 from gencore.digest import read_header
+from gencore.recipe import Recipe, register, save_text
 from gencore.tokenizer import Tokenizer
 from multimodal.families.llava import LLAVA
 from multimodal.pictures import open_picture, prepare
@@ -31,11 +35,11 @@ def greedy(model, pictures, end, *, longest=32):
 class Captioner:
     """Model and tokenizer; called with pictures, gives their captions."""
 
-    def __init__(self, model, tokenizer):
+    def __init__(self, model, tokenizer, name="a captioner that was not saved"):
         if len(tokenizer) > model.cfg.vocab or tokenizer.eos_id is None:
             raise CheckpointError(f"the tokenizer has {len(tokenizer)} tokens (end: {tokenizer.eos_id}), the model {model.cfg.vocab}: "
                                   f"they are not of one model")
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
 
     @classmethod
     def from_pretrained(cls, name_or_folder, *, device="cpu"):
@@ -52,7 +56,16 @@ class Captioner:
         state = LLAVA.import_state(cfg, load_tensors(folder))
         model = Spliced(cfg)
         model.load_state_dict({name: t.float() for name, t in state.items()}, strict=not cfg.tied)
-        return cls(model.to(device), Tokenizer.from_folder(folder))
+        return cls(model.to(device), Tokenizer.from_folder(folder), name_or_folder)
+
+    def save(self, picture, path, *, max_new_tokens=32):
+        """Reads the picture, writes its caption to `path` and beside it the recipe that gencore.replay makes it again by -> caption."""
+        small = to_png(prepare(open_picture(picture), self.model.cfg.vision.image))
+        recipe = Recipe.made("caption", self.name, weights_digest(resolve(self.name, "multimodal")), seed=0,
+                             inputs={"picture": base64.b64encode(small).decode()}, settings={"max_new_tokens": max_new_tokens})
+        caption = self(small, max_new_tokens=max_new_tokens)
+        save_text(path, caption, recipe)
+        return caption
 
     def save_pretrained(self, folder, *, dtype=torch.float32):
         """Writes the folder that from_pretrained and transformers' LlavaForConditionalGeneration and AutoProcessor open."""
@@ -81,6 +94,26 @@ class Captioner:
         return captions[0] if alone else captions
 
 
+def to_png(pixels):
+    """(3,H,W) in [-1,1] -> bytes of a PNG."""
+    file = io.BytesIO()
+    open_picture(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def read_again(recipe):
+    """The caption that a recipe describes; what it holds comes from a file, and is checked like a stranger's."""
+    picture = recipe.inputs["picture"]
+    try:
+        picture = base64.b64decode(picture, validate=True)
+    except (TypeError, ValueError):
+        raise InputError(f"recipe: inputs.picture should be a PNG in base64, got {picture!r:.40}") from None
+    return Captioner.from_pretrained(recipe.model)(picture, max_new_tokens=recipe.settings["max_new_tokens"])
+
+
+register("caption", read_again)
+
+
 def own_state(model):
     """state_dict of a Spliced without the tied copy of its table."""
     return {name: t for name, t in model.state_dict().items() if not (model.cfg.tied and name == "head.weight")}
@@ -92,8 +125,9 @@ def pretrained_files(model, tokenizer, dtype=torch.float32):
     weights = LLAVA.export_state(cfg, {name: t.to(dtype) for name, t in own_state(model).items()})
     image_token = tokenizer.decode([cfg.image_token], keep_special=True)
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    pictures = {"image_processor_type": "SiglipImageProcessor", "do_resize": True, "size": {"height": cfg.vision.image, "width": cfg.vision.image},
-                "resample": 3, "do_convert_rgb": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    pictures = {"image_processor_type": "SiglipImageProcessor", "do_resize": True, "resample": 3,
+                "size": {"height": cfg.vision.image, "width": cfg.vision.image},
+                "do_convert_rgb": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
                 "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "LlavaProcessor"}
     files = tokenizer.files()
     files["tokenizer_config.json"] = {**files["tokenizer_config.json"], "processor_class": "LlavaProcessor", "padding_side": "left",

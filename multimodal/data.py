@@ -35,7 +35,7 @@ class CaptionRows:
 class CaptionBatchRows:
     """Several CaptionRows, one after the other, with their captions as ids: what gencore.data.Batches takes.
 
-    A row: picture (4,H,W) uint8, ids (P + words,) = placeholders, caption, end, padding; lengths = caption + end; draws of its variation."""
+    A row: pictures (4,H,W) uint8; ids (P + longest,) = placeholders, caption, end, padding; lengths of caption + end; draws."""
 
     def __init__(self, parts, encode, image_token, *, patches, longest=32, seed=0):
         """encode: caption -> ids with the end; patches: placeholders before a caption."""
@@ -65,7 +65,8 @@ class CaptionBatchRows:
         if caption not in self.known:
             words = self.encode(caption)
             if len(words) > self.longest:
-                raise DataError(f'the caption "{caption[:40]}..." has {len(words)} tokens, {self.longest} are the most: shorten it or raise longest')
+                raise DataError(f'the caption "{caption[:40]}..." has {len(words)} tokens, {self.longest} are the most: '
+                                "shorten it or raise longest")
             self.known[caption] = words
         return self.known[caption]
 
@@ -84,9 +85,9 @@ NOISE_SEED = 19                      # of the draws: the last one seeds a row's 
 def vary(pictures, draws):
     """RGBA (B,4,H,W) uint8 and draws (B,20) in [0,1) -> (B,3,H,W) in [-1,1]: turned, shifted, on a ground, softer, brighter, noisier.
 
-    One row in seven stays as it is. Brightness moves little: it must not turn one skin tone into the next."""
+    One row in three stays as it is. Brightness moves little: it must not turn one skin tone into the next."""
     B, _, H, W = pictures.shape
-    plain = draws[:, 0] < 1 / 7
+    plain = draws[:, 0] < 1 / 3
     spread = torch.where(plain[:, None], 0.0, 2 * draws[:, 1:] - 1)                   # (B, 19) in [-1, 1), 0 = leave it
     rgba = pictures.float() / 255
     rgba = torch.cat((rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]), 1)                     # colours premultiplied by alpha
@@ -104,10 +105,10 @@ def vary(pictures, draws):
 
 
 def moved(rgba, spread):
-    """(B,4,H,W) under small turns (7 degrees), sizes (0.9 to 1.1, each axis) and shifts (5 %); spread (B,5) in [-1,1]."""
-    angle = spread[:, 0] * math.radians(7)
-    across, down = 1 + 0.1 * spread[:, 1], 1 + 0.1 * spread[:, 1] + 0.04 * spread[:, 2]
-    rows = (angle.cos() / across, -angle.sin() / across, 0.1 * spread[:, 3], angle.sin() / down, angle.cos() / down, 0.1 * spread[:, 4])
+    """(B,4,H,W) under small turns (4 degrees), sizes (0.95 to 1.05) and shifts (2.5 %); spread (B,5) in [-1,1]."""
+    angle = spread[:, 0] * math.radians(4)
+    across, down = 1 + 0.05 * spread[:, 1], 1 + 0.05 * spread[:, 1] + 0.02 * spread[:, 2]
+    rows = (angle.cos() / across, -angle.sin() / across, 0.05 * spread[:, 3], angle.sin() / down, angle.cos() / down, 0.05 * spread[:, 4])
     grid = F.affine_grid(torch.stack(rows, -1).view(-1, 2, 3), list(rgba.shape), align_corners=False)
     return F.grid_sample(rgba, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -134,7 +135,7 @@ def softened(rgb, sigma):
 # ---- sources ----
 
 def caption_rows(folder, split, size):
-    """A data folder -> [CaptionRows]: emoji/ and mnist/ inside it, or one imagefolder with captions (metadata.jsonl, metadata.csv, parquet)."""
+    """A data folder -> [CaptionRows]: emoji/ and mnist/ inside it, or one imagefolder with captions (metadata.jsonl, .csv, parquet)."""
     folder = Path(folder)
     if (folder / "emoji").is_dir() and (folder / "mnist").is_dir():
         emoji = image_folder(folder / "emoji", split, text="name", check=False)

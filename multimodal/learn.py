@@ -1,5 +1,6 @@
 """Training a captioner from nothing on pictures with captions: tokenizer, model, batches, evaluation, samples, pretrained folder."""
-from dataclasses import dataclass, field
+import textwrap
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -33,27 +34,21 @@ class LearnConfig:
 
 
 def learn(train, test, config, *, run):
-    """Lists of CaptionRows to train and to judge by -> Captioner. `run`: a gencore.train.Run; its evaluate, sample and export are made here."""
+    """Lists of CaptionRows to train and to judge by -> Captioner. `run`: a gencore Run, whose evaluate, sample and export are made here."""
     captions = sorted({caption for part in train for caption in part.captions})
     if not captions:
         raise DataError("no captions: nothing to learn")
     tokenizer = train_bpe(captions, config.vocab, specials=SPECIALS, length=config.vision.patches + config.longest)
     torch.manual_seed(config.training.seed)
-    model = Spliced(SpliceConfig(config.vision, vocab=len(tokenizer), width=config.width, layers=config.layers, heads=config.heads, mlp=config.mlp,
-                                 context=config.vision.patches + config.longest, image_token=tokenizer.id("<image>")))
+    model = Spliced(SpliceConfig(config.vision, vocab=len(tokenizer), width=config.width, layers=config.layers, heads=config.heads,
+                                 mlp=config.mlp, context=config.vision.patches + config.longest, image_token=tokenizer.id("<image>")))
     rows = CaptionBatchRows(train, lambda caption: [*tokenizer.encode(caption), tokenizer.eos_id], model.cfg.image_token,
                             patches=config.vision.patches, longest=config.longest, seed=config.training.seed)
     judge = Judge(test, tokenizer, config)
     batches = Batches(rows, config.training.batch, seed=config.training.seed, collate=collate)
-    fit(model, caption_loss, batches, config.training,
-        run=run_with(run, evaluate=judge.evaluate, sample=judge.sample, export=lambda m: pretrained_files(m, tokenizer)))
+    run = replace(run, evaluate=judge.evaluate, sample=judge.sample, export=lambda m: pretrained_files(m, tokenizer))
+    fit(model, caption_loss, batches, config.training, run=run)
     return Captioner(model, tokenizer)
-
-
-def run_with(run, *, evaluate, sample, export):
-    """A copy of the Run with these."""
-    from dataclasses import replace
-    return replace(run, evaluate=evaluate, sample=sample, export=export)
 
 
 class Judge:
@@ -96,8 +91,8 @@ class Judge:
         for i, (picture, read) in enumerate(zip(pictures, self.read(model, pictures))):
             axes = figure.add_subplot(4, 4, i + 1)
             axes.imshow((picture.permute(1, 2, 0) + 1) / 2)
-            right = read == captions[i]
-            axes.set_title(wrapped(read) if right else f"{wrapped(read)}\n({wrapped(captions[i])})", fontsize=7, color="black" if right else "firebrick")
+            title, colour = (read, "black") if read == captions[i] else (f"{read}\n({captions[i]})", "firebrick")
+            axes.set_title("\n".join(textwrap.fill(line, 30) for line in title.split("\n")), fontsize=7, color=colour)
             axes.axis("off")
         figure.savefig(folder / f"{step:06d}.png", dpi=80)
 
@@ -105,8 +100,3 @@ class Judge:
 def as_they_are(pictures):
     """RGBA (B,4,H,W) uint8 -> (B,3,H,W) in [-1,1] on white, not varied."""
     return vary(pictures, torch.zeros(len(pictures), VARIATION_DRAWS))
-
-
-def wrapped(text):
-    import textwrap
-    return "\n".join(textwrap.wrap(text, 30))

@@ -96,7 +96,8 @@ def _first_frame(picture, name):
 
 def _from_tensor(tensor):
     if tensor.dim() != 3 or tensor.shape[0] not in (1, 3) or not tensor.is_floating_point():
-        raise InputError(f"a picture as a tensor should be floating, (3, height, width) in [-1, 1], got {tensor.dtype} {tuple(tensor.shape)}")
+        raise InputError(f"a picture as a tensor should be floating, (3, height, width) in [-1, 1], "
+                         f"got {tensor.dtype} {tuple(tensor.shape)}")
     if not tensor.isfinite().all() or tensor.abs().max() > 1 + 1e-3:
         raise InputError("a picture as a tensor should hold values in [-1, 1]: scale it, or give a PIL picture")
     array = ((tensor.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
@@ -106,14 +107,15 @@ def _from_tensor(tensor):
 def _from_array(array):
     from PIL import Image
     if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[-1] in (3, 4)):
-        raise InputError(f"a picture as an array should be uint8, (height, width) or (height, width, 3 or 4), got {array.dtype} {array.shape}")
+        raise InputError(f"a picture as an array should be uint8, (height, width) or (height, width, 3 or 4), "
+                         f"got {array.dtype} {array.shape}")
     if 0 in array.shape:
         raise InputError(f"the picture is empty: shape {array.shape}")
     return Image.fromarray(array)
 
 
 def _eight_bits(values):
-    """Grey values of more than 8 bits -> PIL "L": floating ones are in [0,1] when none is larger, whole ones of 16 bits when one is above 255."""
+    """Grey values of more than 8 bits -> PIL "L": of 16 bits when one is above 255; floating ones in [0,1] when none is above 1."""
     from PIL import Image
     floating, top = values.dtype.kind == "f", values.max(initial=0)
     scale = 255.0 if floating and top <= 1 else 1.0 if top <= 255 else 255 / 65535

@@ -90,7 +90,8 @@ class Spliced(nn.Module):
         holes = ids == self.cfg.image_token                                          # (B, T)
         wanted = 0 if pictures is None else len(pictures) * self.cfg.vision.patches
         if int(holes.sum()) != wanted:
-            raise InputError(f"ids hold {int(holes.sum())} placeholders, {0 if pictures is None else len(pictures)} pictures fill {wanted}: "
+            given = 0 if pictures is None else len(pictures)
+            raise InputError(f"ids hold {int(holes.sum())} placeholders, {given} pictures fill {wanted}: "
                              f"give {self.cfg.vision.patches} tokens {self.cfg.image_token} for each picture")
         if pictures is None:
             return x

@@ -45,11 +45,13 @@ def tower_rules(cfg, theirs="vision_model.", ours=""):
     layer, block, D = theirs + "encoder.layers.{n}.", ours + "encoder.blocks.{n}.", cfg.width
     pairs = [(theirs + "embeddings.patch_embedding", ours + "patches.projection"), (theirs + "post_layernorm", ours + "norm"),
              (layer + "layer_norm1", block + "attention_norm"), (layer + "layer_norm2", block + "mlp_norm"),
-             (layer + "self_attn.out_proj", block + "attention.out"), (layer + "mlp.fc1", block + "mlp.up"), (layer + "mlp.fc2", block + "mlp.down")]
+             (layer + "self_attn.out_proj", block + "attention.out"),
+             (layer + "mlp.fc1", block + "mlp.up"), (layer + "mlp.fc2", block + "mlp.down")]
     rules = [Rename(theirs + "embeddings.position_embedding.weight", ours + "places.table.weight")]
     for part in ("weight", "bias"):
         rules += [Rename(f"{a}.{part}", f"{b}.{part}") for a, b in pairs]
-        rules.append(Split(tuple(f"{layer}self_attn.{name}_proj.{part}" for name in "qkv"), f"{block}attention.qkv.{part}", sizes=(D, D, D)))
+        parts = tuple(f"{layer}self_attn.{name}_proj.{part}" for name in "qkv")
+        rules.append(Split(parts, f"{block}attention.qkv.{part}", sizes=(D, D, D)))
     head = ("probe", "attention.in_proj_weight", "attention.in_proj_bias", "attention.out_proj.weight", "attention.out_proj.bias",
             "layernorm.weight", "layernorm.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")
     unused = [f"head.{name}" for name in head] + ["embeddings.position_ids"]

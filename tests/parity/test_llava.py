@@ -14,7 +14,8 @@ from multimodal.vision import VisionConfig
 
 def theirs(**text):
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
-    vision = SiglipVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8)
+    vision = SiglipVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16,
+                                patch_size=8)
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56, "vocab_size": 99,
              "max_position_embeddings": 64}
     config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**{**sizes, **text}), image_token_index=7,
@@ -56,8 +57,8 @@ def test_transformers_weights_give_the_same_logits_here(text):
 
 def tiny_captioner(tied=True):
     tokenizer = train_bpe(["a red circle", "a blue square"], 270, specials=("</s>", "<pad>", "<image>"), length=64)
-    cfg = SpliceConfig(VisionConfig(image=16, patch=8, width=32, layers=2, heads=4, mlp=48), vocab=len(tokenizer), width=48, heads=4, kv_heads=2,
-                       mlp=56, tied=tied, context=64, image_token=tokenizer.id("<image>"))
+    cfg = SpliceConfig(VisionConfig(image=16, patch=8, width=32, layers=2, heads=4, mlp=48), vocab=len(tokenizer), width=48,
+                       heads=4, kv_heads=2, mlp=56, tied=tied, context=64, image_token=tokenizer.id("<image>"))
     return Captioner(scrambled(Spliced(cfg)), tokenizer)
 
 
@@ -98,7 +99,8 @@ def test_names_of_transformers_in_memory_are_read_too():
     assert all(torch.equal(again[name], t) for name, t in in_memory.items())
 
 
-@pytest.mark.parametrize("field, value", [("vision_feature_select_strategy", "default"), ("vision_feature_layer", -2), ("projector_hidden_act", "relu")])
+@pytest.mark.parametrize("field, value", [("vision_feature_select_strategy", "default"), ("vision_feature_layer", -2),
+                                          ("projector_hidden_act", "relu")])
 def test_a_configuration_that_means_another_model_is_refused(field, value):
     config = {**LLAVA.to_theirs(SpliceConfig()), field: value}
     with pytest.raises(ConfigError, match=field):

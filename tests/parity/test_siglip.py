@@ -9,7 +9,8 @@ from multimodal.vision import VisionConfig, VisionTower
 
 def theirs(**changes):
     from transformers import SiglipVisionConfig, SiglipVisionModel
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 24, "patch_size": 8}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 24,
+             "patch_size": 8}
     return SiglipVisionModel(SiglipVisionConfig(**{**sizes, **changes})).eval()
 
 
@@ -40,7 +41,8 @@ def test_a_tower_saved_here_opens_in_transformers(tmp_path):
     from gencore.checkpoint import save_folder
     cfg = VisionConfig(image=24, patch=8, width=32, layers=2, heads=4, mlp=48)
     ours = scrambled(VisionTower(cfg)).eval()
-    save_folder(tmp_path / "tower", {"config.json": SIGLIP.to_theirs(cfg), "model.safetensors": SIGLIP.export_state(cfg, ours.state_dict())})
+    weights = SIGLIP.export_state(cfg, ours.state_dict())
+    save_folder(tmp_path / "tower", {"config.json": SIGLIP.to_theirs(cfg), "model.safetensors": weights})
     model, info = SiglipVisionModel.from_pretrained(tmp_path / "tower", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     pictures = torch.randn(2, 3, 24, 24)
@@ -61,5 +63,6 @@ def test_a_missing_tensor_is_named():
     cfg = SIGLIP.to_ours(model.config.to_dict())
     gone = next(name for name in state if name.endswith("layers.1.mlp.fc1.weight"))
     del state[gone]
+    ours = {name: t.shape for name, t in VisionTower(cfg).state_dict().items()}
     with pytest.raises(CheckpointError, match="mlp.up.weight|fc1"):
-        SIGLIP.check_shapes(cfg, {name: t.shape for name, t in state.items()}, {n: t.shape for n, t in VisionTower(cfg).state_dict().items()})
+        SIGLIP.check_shapes(cfg, {name: t.shape for name, t in state.items()}, ours)

@@ -1,0 +1,121 @@
+"""Figures of the shipped reader on pictures it has never seen: digits, emoji concepts and skin tones; with floor and ceiling.
+
+    python -m benchmarks.reader --data FOLDER         (mnist/ and emoji/ inside, parquet with a train and a test split)
+
+Floor: the caption of the nearest training picture (16x16 averages). Ceiling: emoji that the reader was trained on.
+A concept is right when the words of the name without "... skin tone" and without man, woman, person, boy, girl, child and their
+plurals are the same, in the same order; a skin tone when the name says that tone (counted over the pictures that have one).
+Writes benchmarks/results/reader.json."""
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from gencore.data_folder import image_folder
+from gencore.recipe import versions
+from multimodal import Captioner
+from multimodal.data import VARIATION_DRAWS, emoji_rows, mnist_rows, softened, vary
+from multimodal.evaluate import name_figures, share
+
+RESULTS = Path(__file__).parent / "results" / "reader.json"
+COLUMNS = ("digit", "concept", "skin_tone", "name")
+
+
+def main():
+    args = arguments()
+    reader = Captioner.from_pretrained(args.model)
+    digits, emoji = load(args.data, "test")
+    known_digits, known_emoji = load(args.data, "train")
+    some = torch.randperm(len(known_emoji["captions"]), generator=torch.Generator().manual_seed(0))[:args.train_rows].tolist()
+    seen = {name: [values[i] for i in some] for name, values in known_emoji.items()}
+
+    figures = {}
+    begun = time.process_time()
+    figures["reader, test"] = {**digit_figures(read(reader, digits), digits), **emoji_figures(read(reader, emoji), emoji)}
+    each = (time.process_time() - begun) / (len(digits["captions"]) + len(emoji["captions"]))
+    figures["reader, test, blurred by 1 pixel"] = {**digit_figures(read(reader, digits, blur=1.0), digits),
+                                                   **emoji_figures(read(reader, emoji, blur=1.0), emoji)}
+    figures[f"ceiling: reader, {len(some):,} emoji of train"] = emoji_figures(read(reader, seen), seen)
+    figures["floor: nearest training picture"] = {**digit_figures(nearest(digits, known_digits), digits),
+                                                  **emoji_figures(nearest(emoji, known_emoji), emoji)}
+    by_style = {}
+    for style in sorted(set(emoji["styles"])):
+        rows = of_style(emoji, style)
+        by_style[style] = emoji_figures(read(reader, rows), rows)
+    print(table(figures | {f"  {style}": row for style, row in by_style.items()}))
+    print(f"\n{1000 * each:.1f} ms of CPU time a picture in batches of {BATCH}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"figures": figures, "by style": by_style, "test digits": len(digits["captions"]),
+                                   "test emoji": len(emoji["captions"]), "cpu_ms_a_picture": round(1000 * each, 2),
+                                   "versions": versions()}, indent=2) + "\n")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/, parquet with a train and a test split")
+    parser.add_argument("--model", default="reader", help="shipped name or folder (default: reader)")
+    parser.add_argument("--train-rows", type=int, default=1000, help="training emoji that are read for the ceiling (default: 1000)")
+    return parser.parse_args()
+
+
+BATCH = 100
+
+
+def load(data, split):
+    """(digits, emoji) of a split, each {"rows": pictures by number, "captions", "styles"}."""
+    digits = mnist_rows(image_folder(data / "mnist", split, text=None, check=False), negatives=False)
+    rows = image_folder(data / "emoji", split, text="name", check=False)
+    emoji = emoji_rows(rows)
+    return ({"rows": [digits.picture] * len(digits), "places": range(len(digits)), "captions": digits.captions},
+            {"rows": [emoji.picture] * len(emoji), "places": range(len(emoji)), "captions": emoji.captions, "styles": rows.column("style")})
+
+
+def of_style(emoji, style):
+    keep = [i for i, s in enumerate(emoji["styles"]) if s == style]
+    return {name: [values[i] for i in keep] for name, values in emoji.items()}
+
+
+def pictures(rows, start, blur=0.0):
+    """A batch of rows -> (B,3,64,64) on white."""
+    rgba = torch.stack([picture(i) for picture, i in zip(rows["rows"][start:start + BATCH], rows["places"][start:start + BATCH])])
+    plain = vary(rgba, torch.zeros(len(rgba), VARIATION_DRAWS))
+    return softened(plain, torch.full((len(plain),), blur)) if blur else plain
+
+
+def read(reader, rows, blur=0.0):
+    """Captions of all rows."""
+    return [caption for start in range(0, len(rows["captions"]), BATCH)
+            for caption in reader(list(pictures(rows, start, blur)), batch=BATCH, progress=False)]
+
+
+def nearest(asked, known):
+    """Caption of the nearest training picture for each row, by squares of differences of 16x16 averages."""
+    def small(rows):
+        return torch.cat([F.avg_pool2d(pictures(rows, start), 4).flatten(1) for start in range(0, len(rows["captions"]), BATCH)])
+
+    train = small(known)
+    norms = train.square().sum(1)
+    places = torch.cat([(norms - 2 * part @ train.T).argmin(1) for part in small(asked).split(500)])
+    return [known["captions"][i] for i in places.tolist()]
+
+
+def digit_figures(read, rows):
+    return {"digit": share(r == c for r, c in zip(read, rows["captions"]))}
+
+
+def emoji_figures(read, rows):
+    return name_figures(read, rows["captions"])
+
+
+def table(figures):
+    lines = [f"{'':42}" + "".join(f"{name:>11}" for name in COLUMNS)]
+    for name, row in figures.items():
+        lines.append(f"{name:42}" + "".join(f"{100 * row[c]:10.1f}%" if c in row else f"{'':>11}" for c in COLUMNS))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
