@@ -32,6 +32,9 @@ class Cache:
     window = None              # how far back a query may look; None = to the start
 
     def __init__(self, cfg, batch, size, *, dtype=torch.float32, device="cpu"):
+        for name, value in (("batch", batch), ("size", size)):
+            if value < 1:
+                raise InputError(f"the cache's {name} should be at least 1, got {value}")
         self.size, self.length, self.first = size, 0, 0
         _, G, E = head_sizes(cfg.width, cfg.attention)
         self.layers = [self.layer((batch, G, size, E), dtype, device) for _ in range(cfg.layers)]
@@ -46,6 +49,13 @@ class Cache:
         device = self.layers[0].k.device
         return (torch.arange(self.length, self.length + T, device=device),
                 torch.arange(self.first, self.length + T, device=device))
+
+    def check(self, rows, layers):
+        """Made for this batch and this transformer, or InputError."""
+        if len(self.layers) != layers:
+            raise InputError(f"the cache was made for {len(self.layers)} layers, this transformer has {layers}")
+        if self.layers[0].k.shape[0] != rows:
+            raise InputError(f"the cache was made for {self.layers[0].k.shape[0]} rows, got {rows}: make another, or select() rows")
 
     def advance(self, T):
         self.length += T
@@ -64,6 +74,8 @@ class RollingCache(Cache):
     Keys lie in one piece of 2 x window slots; when it is full, the newest half moves to the front."""
 
     def __init__(self, cfg, batch, window, *, chunk=1, dtype=torch.float32, device="cpu"):
+        if window < 1:
+            raise InputError(f"the window of a rolling cache should be at least 1, got {window}")
         self.window = window
         super().__init__(cfg, batch, 2 * window + chunk, dtype=dtype, device=device)
 
