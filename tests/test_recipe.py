@@ -21,10 +21,10 @@ from gencore.recipe import Recipe, ReplayError, differences, embed_png, embed_wa
 
 soundfile = pytest.importorskip("soundfile")
 
-TEXTS = st.text(max_size=20)
+TEXTS = st.text(max_size=8)
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8)
-DICTS = st.dictionaries(TEXTS, VALUES, max_size=4)
+                      lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2), max_leaves=4)
+DICTS = st.dictionaries(TEXTS, VALUES, max_size=3)
 DIGEST = "0123456789abcdef"
 RECIPES = st.builds(lambda inputs, seed, settings: Recipe.made("image", "painter", DIGEST, inputs=inputs, seed=seed, settings=settings),
                     DICTS, st.integers(-(1 << 63), (1 << 64) - 1), DICTS)
@@ -58,6 +58,7 @@ def test_a_recipe_equals_what_is_read_back(recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @given(RECIPES)
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 def test_10000_recipes_equal_what_is_read_back(recipe):
