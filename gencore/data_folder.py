@@ -319,4 +319,4 @@ def _check_choice(on_error):
 
 def _progress(numbers):
     from tqdm import tqdm
-    return tqdm(numbers, desc="reading files", unit="file", delay=2, leave=False)
+    return tqdm(numbers, desc="reading files", unit="file", delay=2, leave=False, disable=None)

@@ -3,7 +3,9 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from gencore.check import CheckpointError
 from gencore.checkpoint import save_folder
 
 STATE = "training_state.pt"
+STATE_HOLDS = ("step", "config", "model", "optimizer", "ema", "cpu_seconds")
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,11 @@ def load_state(folder):
     """Checkpoint folder -> its training state on the CPU. Nothing but tensors and plain values is ever read."""
     path = Path(folder) / STATE
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := [name for name in STATE_HOLDS if name not in state]:
+            raise KeyError(missing[0])
+        return state
+    except Exception as error:                                                       # what a broken archive raises is torch's choice
         raise CheckpointError(f"{path} can't be read ({type(error).__name__}): remove {folder} "
                               f"to resume from the checkpoint before it") from error
 
@@ -120,7 +126,8 @@ def model_card(run, config, seconds):
     for row in rows:
         last.update(row)
     lines = [f"# {run.card.get('title', Path(run.folder).resolve().name)}", ""]
-    for heading, text in run.card.items():
+    command = f"```\n{shlex.join(['python', *sys.argv])}\n```"
+    for heading, text in {"Command": command, **run.card}.items():
         if heading != "title":
             lines += [f"## {heading}", "", str(text), ""]
     lines += ["## Figures", "", "| figure | value |", "|---|---|"]

@@ -257,6 +257,8 @@ def start(model, loss, config, run):
     """A new Work, or the one of the newest checkpoint when run.resume is set."""
     from accelerate import Accelerator
     accelerator = Accelerator(mixed_precision="no")                                      # bf16 is autocast below, in plain sight
+    if str(accelerator.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ConfigError("fit() keeps whole weights on every process: launch it with DDP (accelerate launch --multi_gpu), not with shards")
     seed_all(config.seed, 0, accelerator.process_index)
     state = load_state(checkpoints(run)[-1][1]) if run.resume and checkpoints(run) else None
     if not run.resume and checkpoints(run):
@@ -312,6 +314,9 @@ def check_config(config):
             raise ConfigError(f"{name} should be at least 1, got {getattr(config, name)}")
     if config.precision not in ("float32", "bf16"):
         raise ConfigError(f'precision should be "float32" or "bf16", got "{config.precision}"')
+    for name in ("seed", "warmup", "eval_every", "save_every"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} should be 0 or more, got {getattr(config, name)}")
     if not 0 <= config.decay <= 1:
         raise ConfigError(f"decay is the share of steps over which the rate falls: expected 0 to 1, got {config.decay}")
     if config.lr <= 0 or (config.muon_lr is not None and config.muon_lr <= 0):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -229,10 +230,13 @@ def test_resume_of_another_model_names_a_weight_that_does_not_fit(tmp_path):
         toy_fit(tmp_path / "run", HARD, model=other, resume=True)
 
 
-def test_a_training_state_that_runs_code_is_refused(tmp_path):
+def test_a_training_state_that_runs_code_or_lacks_parts_is_refused(tmp_path):
     stop_at(tmp_path / "run", HARD, 6)
     _, folder = checkpoints(Run(tmp_path / "run"))[-1]
-    torch.save({"step": 6, "run": Path("evil")}, folder / STATE)                      # any class that is not a plain value
+    torch.save({"step": 7}, folder / STATE)
+    with pytest.raises(CheckpointError, match="training_state.pt can't be read"):
+        toy_fit(tmp_path / "run", HARD, resume=True)
+    torch.save({"step": 7, "run": Path("evil")}, folder / STATE)                      # any class that is not a plain value
     with pytest.raises(CheckpointError, match=r"training_state.pt can't be read .*: remove .*step-000007"):
         toy_fit(tmp_path / "run", HARD, resume=True)
 
@@ -282,6 +286,7 @@ def test_threads_are_set_and_come_back(tmp_path, monkeypatch):
     ({"precision": "fp8"}, 'precision should be "float32" or "bf16", got "fp8"'),
     ({"decay": 1.5}, "expected 0 to 1, got 1.5"),
     ({"lr": 0.0}, "lr and muon_lr should be above 0"),
+    ({"seed": -1}, "seed should be 0 or more, got -1"),
     ({"ema": 1.0}, "ema should lie between 0 and 1, got 1.0"),
     ({"accumulate": 3}, "accumulate=3 does not divide the 8 rows"),
     ({"batch": 16}, r"data gave \[8\] rows to each of 1 processes, TrainConfig.batch is 16"),
@@ -289,6 +294,14 @@ def test_threads_are_set_and_come_back(tmp_path, monkeypatch):
 def test_settings_that_do_not_fit_are_refused_in_a_sentence(tmp_path, change, words):
     with pytest.raises(ConfigError, match=words):
         toy_fit(tmp_path / "run", replace(PLAIN, **change))
+
+
+def test_sharded_weights_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    from accelerate.utils import DistributedType
+    monkeypatch.setattr("accelerate.Accelerator", lambda mixed_precision: SimpleNamespace(distributed_type=DistributedType.FSDP))
+    with pytest.raises(ConfigError, match="launch it with DDP"):
+        toy_fit(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_without_targets_is_refused(tmp_path):
