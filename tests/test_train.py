@@ -1,4 +1,4 @@
-"""fit(): its steps against a loop written out here, resume to the bit, stops, refusals, the run folder, two processes."""
+"""fit(): its steps against a loop written out here, resume to the bit, refusals, two processes."""
 
 import json
 import os
