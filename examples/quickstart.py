@@ -22,16 +22,15 @@ def write_paragraph(out: Path, seed: int) -> Path:
     """A paragraph in the novelist's hand, on the screen as it comes."""
     from textgen import CausalLM
     lm = CausalLM.from_pretrained("novelist")
-    paragraph, column = "", 0
-    for piece in chain([OPENING], lm.stream(OPENING, max_new_tokens=120, temperature=0.8, top_p=0.95, seed=seed)):
-        paragraph += piece
+    settings, column = {"max_new_tokens": 120, "temperature": 0.8, "top_p": 0.95, "seed": seed}, 0
+    for piece in chain([OPENING], lm.stream(OPENING, **settings)):
         for part in re.findall(r"\s+|\S+", piece):
             part = "\n" if part == " " and column > 90 else part
             column = 0 if "\n" in part else column + len(part)
             print(part, end="", flush=True)
     print()
     path = out / "paragraph.txt"
-    path.write_text(paragraph + "\n", encoding="utf-8")
+    lm.generate(OPENING, **settings).save(path)          # the same words as one text, which knows how it was made
     return path
 
 
@@ -111,7 +110,7 @@ def main():
     print(f"\nDone in {time.perf_counter() - begun:.0f} s. What was made:")
     print("\n".join(f"  {path!s:<{width}}   {what}" for path, what in made.items()))
     again = args.out / "words" / f"{SPOKEN[0][0]}-{SPOKEN[0][1]}.wav"
-    print("\nEach file in pictures/ and words/ remembers how it was made. To make one again, to the byte:")
+    print("\nThe paragraph, each picture and each word remember how they were made. To make one again, to the byte:")
     print(f"  {Path(sys.executable).as_posix()} -c \"import gencore; gencore.replay('{again.as_posix()}')\"")
 
 

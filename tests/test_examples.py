@@ -1,5 +1,6 @@
 """Every example answers --help at once and says what it takes; the quickstart makes what it says, in under a minute."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from PIL import Image
 import gencore
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}          # from a checkout that is not installed as well
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def run(script: Path, *arguments: str, timeout: int = 300) -> str:
-    done = subprocess.run([sys.executable, str(script), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
