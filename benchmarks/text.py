@@ -1,0 +1,189 @@
+"""Words: bits per byte of the shipped novelist, decoding against transformers, training against nanoGPT and transformers.
+
+    python -m benchmarks.text                                     decoding and training speed
+    python -m benchmarks.text --data novels.parquet               quality as well, on its validation split (bits per byte)
+    python -m benchmarks.text --nanogpt FOLDER                    nanoGPT's model.py (github.com/karpathy/nanoGPT) takes part in training
+
+Both sides run alternately in this one process; ratios of medians count. Writes benchmarks/results/text.json."""
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from gencore.choose import Sampling
+from gencore.data import text_folder
+from gencore.optim import make_optimizer
+from gencore.recipe import versions
+from gencore.train import TrainConfig
+from textgen import CausalLM
+from textgen.evaluate import bits_per_byte
+from textgen.text import Settings, run
+
+RESULTS = Path(__file__).parent / "results" / "text.json"
+PROMPT = "It was a dark night, and the rain fell in torrents upon the roof of the old house, where nobody had lived for years; "
+PASSAGE = PROMPT + "but that evening there was a light in the window, and a man who had lost his way saw it from the road and turned in at the gate. " * 4
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="text with a validation split (parquet with text and split columns, or folders)")
+    parser.add_argument("--nanogpt", type=Path, help="folder with nanoGPT's model.py")
+    parser.add_argument("--model", default="novelist")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7, help="of each contender")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens of a decoding round")
+    parser.add_argument("--skip", nargs="*", default=[], choices=["quality", "decode", "compile", "train"])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = {"versions": versions()}
+    if args.data and "quality" not in args.skip:
+        results["quality"] = quality(args)
+    if "decode" not in args.skip:
+        results["decode"] = decoding(args)
+    if "train" not in args.skip:
+        results["train"] = training(args)
+    RESULTS.parent.mkdir(exist_ok=True)
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    RESULTS.write_text(json.dumps({**kept, **results}, indent=2) + "\n")
+
+
+def quality(args):
+    """Bits per byte on the whole validation split; the floor is a guess by the frequency of bytes, aim <= 1.50."""
+    texts = text_folder(args.data, "validation").column("text")
+    lm = CausalLM.from_pretrained(args.model)
+    size = len("".join(texts).encode())
+    counts = torch.bincount(torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8).long()).double()
+    floor = float(-(counts / size * (counts / size).clamp(min=1e-12).log2()).sum())
+    blind, sliding = bits_per_byte(lm, texts), bits_per_byte(lm, texts, overlap=0.5)
+    print(f"bits per byte on {size:,} bytes: {blind:.4f} in windows that start blind, {sliding:.4f} with half a window before each token "
+          f"(order-0 bytes: {floor:.2f})")
+    return {"bits_per_byte": round(blind, 4), "bits_per_byte_sliding": round(sliding, 4), "order_0": round(floor, 3), "bytes": size}
+
+
+def decoding(args):
+    """Tokens per second at batch 1, greedy, the same prompt; every contender must say the same tokens as transformers (int8 may not)."""
+    from transformers import AutoModelForCausalLM
+
+    from gencore.checkpoint import resolve
+    plain = CausalLM.from_pretrained(args.model)
+    theirs = AutoModelForCausalLM.from_pretrained(resolve(args.model, "textgen"), dtype=torch.float32).eval()
+    prompt = plain.tokenizer.encode(PROMPT)[:32]
+    contenders = {"transformers float32": lambda: generated(theirs, prompt, args.tokens), "commonthread": ours(plain, prompt, args.tokens)}
+    quick = CausalLM.from_pretrained(args.model, quantize="int8")
+    contenders["commonthread int8"] = ours(quick, prompt, args.tokens)
+    if "compile" not in args.skip:
+        contenders["commonthread compiled"] = ours(CausalLM.from_pretrained(args.model, compile=True), prompt, args.tokens)
+    said = {name: contender() for name, contender in contenders.items()}               # warm-up; compiles
+    seconds = alternating(contenders, args.rounds)
+    cost = bits_per_byte(quick, evaluation_text(args), limit=24) - bits_per_byte(plain, evaluation_text(args), limit=24)
+    rows = {}
+    for name, value in seconds.items():
+        rows[name] = {"tokens_per_second": round(args.tokens / value, 1), "ratio": round(seconds["transformers float32"] / value, 2),
+                      "same_tokens": said[name] == said["transformers float32"]}
+        print(f"{name:24} {rows[name]['tokens_per_second']:8.1f} tokens/s   {rows[name]['ratio']:.2f} x   same tokens: {rows[name]['same_tokens']}")
+    print(f"int8 costs {cost:+.4f} bits per byte   ({args.threads} threads)")
+    return {"rows": rows, "int8_cost_bits_per_byte": round(cost, 5), "threads": args.threads}
+
+
+def ours(lm, prompt, tokens):
+    settings = Settings(max_new_tokens=tokens, temperature=0.0, compile=lm.compile)
+    return lambda: [ids[0] for ids in run(lm, [prompt], Sampling(temperature=0), seeds=[0], settings=settings)]
+
+
+def generated(model, prompt, tokens):
+    """The same through transformers, end token ignored."""
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=0, do_sample=False, eos_token_id=None,
+                         pad_token_id=0)
+    return out[0, len(prompt):].tolist()
+
+
+def evaluation_text(args):
+    return text_folder(args.data, "validation").column("text") if args.data else [PASSAGE]
+
+
+def training(args):
+    """Tokens per second of whole training steps on the novelist's shape, same batches, and the loss that each has reached."""
+    lm = CausalLM.from_pretrained(args.model)
+    ids = torch.tensor(lm.tokenizer.encode(("\n".join(evaluation_text(args)))[:400_000] if args.data else PASSAGE * 200))
+    bf16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")                # elsewhere bfloat16 is emulated, 9 x slower
+    contenders = {"commonthread": CausalLM(lm.cfg), "transformers Llama": llama(lm)}
+    if args.nanogpt:
+        contenders["nanoGPT"] = nanogpt(args.nanogpt, lm.cfg)
+    steps = {name: Step(model, muon=name == "commonthread", bf16=bf16) for name, model in contenders.items()}
+    rounds, rate = max(3, args.rounds), {name: [] for name in steps}
+    for number in range(rounds + 1):
+        starts = torch.randint(0, len(ids) - lm.cfg.context - 1, (8,), generator=torch.Generator().manual_seed(number))
+        batch = ids[starts[:, None] + torch.arange(lm.cfg.context + 1)]                # (8, T + 1)
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step(batch)
+            rate[name].append(batch[:, 1:].numel() / (time.perf_counter() - begun))
+    rows = {}
+    for name in steps:
+        rows[name] = {"tokens_per_second": round(statistics.median(rate[name][1:])), "loss": round(steps[name].last, 3)}
+        print(f"{name:24} {rows[name]['tokens_per_second']:8} tokens/s   loss after {rounds + 1} steps {rows[name]['loss']:.3f}")
+    return {"rows": rows, "precision": "bf16" if bf16 else "float32 (this CPU has no bf16)", "threads": args.threads}
+
+
+class Step:
+    """One training step as each library does it: loss, backward, clip, optimizer."""
+
+    def __init__(self, model, *, muon, bf16):
+        self.model, self.bf16, self.last = model.train(), bf16, 0.0
+        self.ours = muon
+        self.optimizer = make_optimizer(model, TrainConfig(lr=3e-3, muon_lr=6e-3 if muon else None))
+        self.optimizer.set_share(1.0 if muon else 0.3)
+
+    def __call__(self, batch):
+        inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            if self.ours:
+                summed, count = self.model.loss(inputs, targets)
+                loss = summed / count
+            elif hasattr(self.model, "generation_config"):
+                logits = self.model(inputs, use_cache=False).logits
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            else:
+                _, loss = self.model(inputs, targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.last = loss.item()
+
+
+def llama(lm):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from textgen.families import family
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**family("llama").to_theirs(lm.cfg)))
+
+
+def nanogpt(folder, cfg):
+    """nanoGPT's GPT with the novelist's width, depth and context; its MLP is 4 x width and its head is tied."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    stack = cfg.transformer
+    return module.GPT(module.GPTConfig(block_size=cfg.context, vocab_size=cfg.vocab, n_layer=stack.layers, n_head=stack.attention.heads,
+                                       n_embd=stack.width, dropout=0.0, bias=False))
+
+
+def alternating(contenders, rounds):
+    """{name: function} -> {name: median seconds}, one round of each in turn."""
+    seconds = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            begun = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()
