@@ -7,6 +7,7 @@ from audiogen import Codec, TextToSpeech
 from audiogen.codec import CodecConfig
 from audiogen.data import CodeBatches
 from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, padded_steps, speak, token_loss
+from audiogen.mel import LogMel
 from audiogen.speech import SpeechConfig, speech_files
 from gencore.attention import AttentionConfig
 from gencore.check import CheckpointError, InputError, UnknownNameError
@@ -157,3 +158,33 @@ def test_a_voice_refuses_the_codes_of_another_codec(speaker, tmp_path):
 def test_unknown_models_are_named():
     with pytest.raises(UnknownNameError, match='unknown audiogen model "speeker"'):
         TextToSpeech.from_pretrained("speeker")
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return TextToSpeech.from_pretrained("speaker")
+
+
+@pytest.mark.parametrize("word, voice, frames, first, second", [
+    ("seven", "george", 44, [129, 29, 129, 129, 129, 154, 199, 248, 110, 110, 110, 248, 248, 168, 168, 168],
+     [52, 222, 147, 189, 189, 189, 189, 189]),
+    ("two", "theo", 16, [94, 118, 94, 66, 212, 212, 212, 241, 241, 93, 93, 93, 140, 103, 103, 81], [193, 187, 179, 63, 69, 253, 242, 63]),
+])
+def test_the_shipped_speaker_says_what_it_said(shipped, word, voice, frames, first, second):
+    ids = torch.tensor([shipped.words.index(word)]), torch.tensor([shipped.voices.index(voice)])
+    codes = speak(shipped.model, *ids, SpeechSettings(guidance=1.5, temperature=0.0), 0)[0]
+    assert codes.shape == (4, frames) and codes[0, :16].tolist() == first and codes[1, :8].tolist() == second
+
+
+def test_the_shipped_codec_rebuilds_the_speaker_s_own_clip(shipped):
+    codec, mel = Codec.from_pretrained("codec"), LogMel(8000, 40, 256, 80, floor=1e-3)
+    clip = shipped("seven", voice="george", seed=0).waveform
+    rebuilt = codec.decode(codec.encode(clip[None]))[0]
+    assert clip.shape == (1, 4224) and (mel(clip) - mel(rebuilt)).abs().mean() < 0.26          # 0.223 when it was shipped
+
+
+def test_the_shipped_speaker_reads_digits_and_names_its_voices(shipped):
+    assert shipped.parse("4, Two 19") == ["four", "two", "one", "nine"]
+    assert shipped.voices == ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
+    with pytest.raises(UnknownNameError, match=r'"georg" \(did you mean "george"\?\)'):
+        shipped("seven", "georg")
