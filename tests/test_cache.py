@@ -89,7 +89,7 @@ def test_left_padded_rows_equal_rows_alone(kind, cache):
     out = in_chunks(model, x, causal() & padding(keep), CACHES[cache](KINDS[kind], B, T + 3), sizes=chunked(6, 1), positions=positions,
                     given=given)
     for row, length in enumerate(lengths):
-        alone = {name: Memory(*(t[row:row + 1] for t in value)) if name == "memory" else value[row:row + 1] for name, value in given.items()}
+        alone = {name: Memory(*(t[[row]] for t in value)) if name == "memory" else value[[row]] for name, value in given.items()}
         close(out[row:row + 1, T - length:], model(x[row:row + 1, T - length:], causal(), **alone))
 
 

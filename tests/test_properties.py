@@ -140,7 +140,8 @@ def a_batch_equals_its_rows(data):
     close(model(x, mask), torch.cat([model(row[None], mask) for row in x]))
 
 
-PROPERTIES = [chunks_equal_the_whole, a_window_equals_its_mask, left_padding_equals_none, right_padding_equals_none, a_batch_equals_its_rows]
+PROPERTIES = [chunks_equal_the_whole, a_window_equals_its_mask, left_padding_equals_none, right_padding_equals_none,
+              a_batch_equals_its_rows]
 
 
 def check(holds, cases):

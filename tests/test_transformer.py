@@ -58,8 +58,9 @@ def test_blocks_with_memory_equal_torch_decoder_layers(place):
         width=D, layers=1, attention=AttentionConfig(heads=4, bias=True, out_bias=True), norm=replace(LAYER, place=place), cross=D,
         mlp=MLPConfig(width=48, bias=True), final_norm=False)).eval()
     state, block = theirs.state_dict(), ours.blocks[0]
-    for mine, their in ((block.attention_norm, "norm1"), (block.cross_norm, "norm2"), (block.mlp_norm, "norm3"), (block.mlp.up, "linear1"),
-                        (block.mlp.down, "linear2"), (block.attention.out, "self_attn.out_proj"), (block.cross.out, "multihead_attn.out_proj")):
+    for mine, their in ((block.attention_norm, "norm1"), (block.cross_norm, "norm2"), (block.mlp_norm, "norm3"),
+                        (block.mlp.up, "linear1"), (block.mlp.down, "linear2"), (block.attention.out, "self_attn.out_proj"),
+                        (block.cross.out, "multihead_attn.out_proj")):
         mine.load_state_dict({name: state[f"{their}.{name}"] for name in ("weight", "bias")})
     for name in ("weight", "bias"):
         getattr(block.attention.qkv, name).data.copy_(state[f"self_attn.in_proj_{name}"])
@@ -159,7 +160,8 @@ def test_what_a_layer_sees_is_what_the_loops_say(cfg, mask, rules):
 
 
 @pytest.mark.parametrize("kind", ["t5", "alibi"])
-@pytest.mark.parametrize("mask, rules", [(None, {}), (causal(), {"causal": True}), (causal() & padding(KEEP), {"causal": True, "keep": KEEP})])
+@pytest.mark.parametrize("mask, rules", [(None, {}), (causal(), {"causal": True}),
+                                         (causal() & padding(KEEP), {"causal": True, "keep": KEEP})])
 def test_a_relative_bias_is_added_to_visible_scores(kind, mask, rules):
     layer_attention(replace(PLAIN, relative=RelativeConfig(kind=kind, buckets=8, distance=6)), mask, rules, bias=True)
 
@@ -193,7 +195,8 @@ def test_dropout_happens_in_training_only():
 
 
 def test_a_stack_runs_in_bfloat16_and_under_autocast():
-    for cfg in (LLAMA, replace(LLAMA, rotary=None, relative=RelativeConfig()), replace(LLAMA, rotary=None, relative=RelativeConfig("alibi")),
+    for cfg in (LLAMA, replace(LLAMA, rotary=None, relative=RelativeConfig()),
+                replace(LLAMA, rotary=None, relative=RelativeConfig("alibi")),
                 replace(LLAMA, attention=AttentionConfig(softcap=5.0, qk_norm="rms"))):
         model, x = Transformer(cfg), torch.randn(B, T, D)
         wide = model(x, causal())
