@@ -82,8 +82,8 @@ def train_bpe(texts, vocab=8192, *, specials=(END, PAD), length=None):
     """Iterable of texts -> Tokenizer: byte-level BPE of `vocab` tokens, GPT-2's splitting into words, `specials` first.
 
     The first special token begins and ends texts, the second (or the first) fills. length: model_max_length of the config."""
-    from tokenizers import Tokenizer as Engine
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Engine
     if vocab < 256 + len(specials):
         raise InputError(f"vocab should be at least {256 + len(specials)} (every byte and the special tokens), got {vocab}")
     engine = Engine(models.BPE())

@@ -235,8 +235,8 @@ def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):
     """Files of a folder that diffusers and `from_pretrained` open, for `save_folder`."""
     files = {"model_index.json": {"_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.42.1", **{k: list(v) for k, v in PARTS.items()}},
              "scheduler/scheduler_config.json": {**SCHEDULER, "flow_shift": shift}}
-    parts = (("transformer", "diffusion_pytorch_model", PIXART, painter.transformer), ("vae", "diffusion_pytorch_model", AUTOENCODER_KL, painter.autoencoder),
-             ("text_encoder", "model", T5, painter.text_encoder))
+    parts = (("transformer", "diffusion_pytorch_model", PIXART, painter.transformer),
+             ("vae", "diffusion_pytorch_model", AUTOENCODER_KL, painter.autoencoder), ("text_encoder", "model", T5, painter.text_encoder))
     for folder, weights, family, module in parts:
         state = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
         config = family.to_theirs(module.cfg)

@@ -54,8 +54,8 @@ def test_a_random_llama_comes_here_and_goes_back(case, tmp_path):
 
 @pytest.mark.parametrize("case", ["plain", "grouped queries", "llama3"])
 def test_greedy_tokens_are_the_same_through_both_caches(case, tmp_path):
-    from textgen.text import Settings, run
     from textgen.model import sampling_of
+    from textgen.text import Settings, run
     theirs = random_model(**CASES[case])
     theirs.save_pretrained(tmp_path)
     ours = CausalLM.from_pretrained(tmp_path)

@@ -2,7 +2,7 @@
 from gencore.check import ConfigError
 from gencore.config import from_dict
 from gencore.families import Drop, Family, Rename, Tie, Transpose, expect_fields, read_fields, write_fields
-from textgen.model import CausalLMConfig, special_ids, special_fields
+from textgen.model import CausalLMConfig, special_fields, special_ids
 
 FIELDS = (
     ("vocab_size", "vocab", 50257),
