@@ -127,7 +127,7 @@ class SpeechSettings:
 
 
 @torch.inference_mode()
-def speak(model, words, voices, settings, seed):
+def speak(model, words, voices, settings, *, seed):
     """words, voices (B,) -> list of codes (K,T), one clip each. Row i draws from its own generator, so a word alone is a word in a list."""
     cfg, B = model.cfg, len(words)
     limit = model.pattern.steps(cfg.longest)

@@ -26,7 +26,7 @@ def spectrum(waveform, n_fft, hop, window):
 class LogMel(nn.Module):
     """waveform (B,L) -> natural logarithm of mel magnitudes (B,P,T), T = L // hop, never below log(floor)."""
 
-    def __init__(self, sample_rate, bands, n_fft, hop, floor=1e-4):
+    def __init__(self, sample_rate, bands, n_fft, hop, *, floor=1e-4):
         super().__init__()
         self.n_fft, self.hop, self.floor = n_fft, hop, floor
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)

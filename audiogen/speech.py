@@ -59,7 +59,7 @@ class TextToSpeech:
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InputError(f"seed should be a whole number, got {seed!r}")
         ids = torch.tensor([self.words.index(word) for word in words])
-        clips = speak(self.model, ids, torch.full_like(ids, self.voices.index(voice)), settings, seed)
+        clips = speak(self.model, ids, torch.full_like(ids, self.voices.index(voice)), settings, seed=seed)
         recipe = Recipe.made("audio", self.name, self.digest, inputs={"text": text, "voice": voice}, seed=seed,
                              settings=to_dict(settings)) if self.digest else None
         return Audio(self.joined(clips), self.codec.cfg.sample_rate, recipe)

@@ -53,21 +53,18 @@ def main():
     parser.add_argument("--resume", action="store_true", help="go on where the run in --run stopped")
     args = parser.parse_args()
     plan = override(Plan(), args.fields)
-    rate = plan.codec.sample_rate
-    clips = read_clips(args.data, rate, split=args.split) if args.data else notes(rate)
-    card = {"Data": f"{len(clips)} clips of {args.data.name if args.data else 'synthesised notes'}", "Command": f"`{command(args)}`"}
-    codec = train_codec(plan, clips, args, card)
-    train_speaker(plan, codec, clips, args, card)
+    clips = read_clips(args.data, plan.codec.sample_rate, split=args.split) if args.data else notes(plan.codec.sample_rate)
+    train_speaker(plan, train_codec(plan, clips, args), clips, args)
 
 
-def command(args):
-    """What was asked for, for the card; folders only by their own name."""
-    data = ["--data", args.data.name] if args.data else []
-    split = ["--split", args.split] if args.split else []
-    return " ".join(["python examples/train_audio.py", *data, *split, *args.fields])
+def card(title, clips, args):
+    """What the model card says of the data and of how it was trained; the data folder only by its own name."""
+    options = [f"--data {args.data.name}"] * bool(args.data) + [f"--split {args.split}"] * bool(args.split)
+    return {"title": title, "Data": f"{len(clips)} clips of {args.data.name if args.data else 'synthesised notes'}",
+            "Command": " ".join(["`python examples/train_audio.py", *options, *args.fields]) + "`"}
 
 
-def train_codec(plan, clips, args, card):
+def train_codec(plan, clips, args):
     """Clips -> a Codec: first on spectra, then its decoder against discriminators."""
     def sample(model, folder, step):
         for i, clip in enumerate(clips[::max(1, len(clips) // 3)][:3]):
@@ -75,14 +72,14 @@ def train_codec(plan, clips, args, card):
             Audio(rebuilt, plan.codec.sample_rate).save(folder / f"{step:06d}-{i}.wav")
     def trained(kind, model, loss, config):
         run = Run(args.run / kind, args.resume, export=lambda model: model.codec.files(), sample=sample,
-                  card={"title": "Audio codec", **card})
+                  card=card("Audio codec", clips, args))
         return fit(model, loss, Windows(clips, plan.window, config.batch, config.seed), config, run=run).codec
     torch.manual_seed(plan.spectra.seed)
     codec = trained("codec", CodecTraining(Codec(plan.codec)), codec_loss, plan.spectra)
     return trained("finish", DecoderFinish(codec), finish_loss, plan.finish)
 
 
-def train_speaker(plan, codec, clips, args, card):
+def train_speaker(plan, codec, clips, args):
     """Codec and clips -> a TextToSpeech folder under run/speaker/model."""
     words, voices = (tuple(sorted({getattr(clip, name) for clip in clips})) for name in ("text", "speaker"))
     if 2 * len(words) > len(clips):
@@ -100,7 +97,7 @@ def train_speaker(plan, codec, clips, args, card):
     torch.manual_seed(plan.speaker.seed)
     data = code_batches(codec, clips, cfg.model, batch=plan.speaker.batch, versions=plan.versions)
     run = Run(args.run / "speaker", args.resume, export=lambda model: speech_files(cfg, model, codec), sample=sample,
-              card={"title": "Voice", **card})
+              card=card("Voice", clips, args))
     fit(TokenModel(cfg.model), token_loss, data, plan.speaker, run=run)
 
 

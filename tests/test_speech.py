@@ -79,21 +79,21 @@ def test_the_loss_of_padded_clips_is_the_sum_of_single_ones():
 def test_overfitted_clips_are_spoken_to_the_code(learned):
     model, codes, words, voices = learned
     for settings in (GREEDY, SpeechSettings(guidance=2.0, temperature=0.0)):
-        for made, real in zip(speak(model, words, voices, settings, 0), codes):
+        for made, real in zip(speak(model, words, voices, settings, seed=0), codes):
             assert made.equal(real)
 
 
 def test_a_word_alone_is_the_word_in_a_list(learned):
     model, _, words, voices = learned
     settings = SpeechSettings(guidance=1.5, temperature=1.5, top_k=None)
-    together = speak(model, words, voices, settings, 10)
+    together = speak(model, words, voices, settings, seed=10)
     for i in range(len(words)):
-        assert speak(model, words[i:i + 1], voices[i:i + 1], settings, 10 + i)[0].equal(together[i])
+        assert speak(model, words[i:i + 1], voices[i:i + 1], settings, seed=10 + i)[0].equal(together[i])
 
 
 def test_clips_end_at_the_longest_and_never_before_one_frame(speaker):
     words = torch.zeros(40, dtype=torch.long)
-    for clip in speak(speaker.model, words, words, SpeechSettings(temperature=5.0, top_k=None), 0):
+    for clip in speak(speaker.model, words, words, SpeechSettings(temperature=5.0, top_k=None), seed=0):
         assert 1 <= clip.shape[1] <= 12 and clip.max() < 8
 
 
@@ -172,7 +172,7 @@ def shipped():
 ])
 def test_the_shipped_speaker_says_what_it_said(shipped, word, voice, frames, first, second):
     ids = torch.tensor([shipped.words.index(word)]), torch.tensor([shipped.voices.index(voice)])
-    codes = speak(shipped.model, *ids, SpeechSettings(guidance=1.5, temperature=0.0), 0)[0]
+    codes = speak(shipped.model, *ids, SpeechSettings(guidance=1.5, temperature=0.0), seed=0)[0]
     assert codes.shape == (4, frames) and codes[0, :16].tolist() == first and codes[1, :8].tolist() == second
 
 
