@@ -34,7 +34,7 @@ def choose(logits, sampling, generators=None, *, seen=None):
     B, _ = dims("logits", logits, "B V")
     if seen is not None and sampling.repetition_penalty != 1.0:
         logits = penalise(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0 or sampling.top_k == 1:
+    if sampling.temperature < 1e-5 or sampling.top_k == 1:                                # logits / 1e-40 would be no numbers
         return logits.argmax(-1)
     if generators is None:
         raise InputError("choosing at random needs a generator: give one, or temperature=0")

@@ -16,6 +16,7 @@ def allowed(sampling, logits=LOGITS):
 
 def test_temperature_nought_takes_the_likeliest():
     assert choose(LOGITS, Sampling(temperature=0)).tolist() == [4, 3]
+    assert choose(LOGITS, Sampling(temperature=1e-40)).tolist() == [4, 3]          # logits / 1e-40 would overflow
     assert choose(LOGITS, Sampling(top_k=1)).tolist() == [4, 3]
 
 
