@@ -11,7 +11,7 @@ from torch import nn
 from gencore.check import CheckpointError, InputError, dims, nearest
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.choose import Sampling
-from gencore.decode import CompiledStep, int8_linears
+from gencore.decode import CompiledStep, column_major, int8_linears
 from gencore.embeddings import LearnedPositions
 from gencore.loss import chunked_cross_entropy
 from gencore.masks import causal
@@ -168,8 +168,7 @@ class CausalLM(nn.Module):
         shipped = folder.parent == Path(__file__).parent / "pretrained"
         model.name, model.digest = folder.name if shipped else os.fspath(folder.resolve()), weights_digest(folder)
         model.compile, model.quantize = compile, quantize
-        if quantize:
-            int8_linears(model)
+        (int8_linears if quantize else column_major)(model)
         return model.eval()
 
     def save_pretrained(self, folder, *, dtype=None):
