@@ -133,7 +133,7 @@ def flow_loss(network, data, noise, levels):
     return (said - target("velocity", data, noise, FLOW.scales(levels))).square().flatten(1).mean(1)
 
 
-def edm_loss(network, data, noise, levels, spread_of_data=0.5):
+def edm_loss(network, data, noise, levels, *, spread_of_data=0.5):
     """Karras et al. 2022, eq. 8: data, noise (B,...), levels (B,) -> weighted squared error, (B,).
 
     network(x, c_noise) is the bare network; see `edm_denoiser`."""

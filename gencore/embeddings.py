@@ -58,7 +58,7 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, t):
         dims("t", t, "B")
-        waves = sinusoidal(t, self.features, "cos|sin", self.shift).to(self.linear_1.weight.dtype)
+        waves = sinusoidal(t, self.features, "cos|sin", shift=self.shift).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(waves)))
 
 

@@ -175,7 +175,7 @@ def _longrope(plain, rule, length):
     return plain / factors, scale
 
 
-def sinusoidal(positions, width, layout="interleaved", shift=0.0, base=10000.0):
+def sinusoidal(positions, width, layout="interleaved", *, shift=0.0, base=10000.0):
     """positions (...,) -> (..., width). Layouts: "interleaved" (sin, cos, sin, ... of the Transformer paper), "sin|cos", "cos|sin".
 
     shift: 1 makes the last wavelength exactly `base` (the exponent runs to 1: MusicGen, DiT's timesteps)."""
@@ -192,7 +192,7 @@ def sinusoidal(positions, width, layout="interleaved", shift=0.0, base=10000.0):
     return nn.functional.pad(table, (0, width % 2))
 
 
-def sincos_2d(height, width, channels, base_size=None, interpolation=1.0):
+def sincos_2d(height, width, channels, base_size=None, *, interpolation=1.0):
     """Table (height*width, channels) of a picture's patches, row by row: first half of the channels from the column,
     second from the row, each sin|cos (diffusers' order). base_size: patches per side in training."""
     base = base_size or max(height, width)

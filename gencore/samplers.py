@@ -35,7 +35,7 @@ def ddim(denoise, x, levels, path=VP):
         yield x
 
 
-def ddpm(denoise, x, levels, generator, path=VP):
+def ddpm(denoise, x, levels, generator, *, path=VP):
     """Any path: the ancestral chain with fresh noise at each step, variance of the posterior (Ho et al. 2020, eq. 7)."""
     for now, after in pairs(levels):
         (alpha, sigma), (alpha_after, sigma_after) = path.scales(now), path.scales(after)

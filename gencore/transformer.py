@@ -135,7 +135,7 @@ class Transformer(nn.Module):
             cache.check(B, len(self.blocks))
             query, key = cache.reserve(T)
         positions = query if positions is None else positions
-        self._check(B, T, positions, memory, cond)
+        self._check(B, T, positions, memory=memory, cond=cond)
         masks = _Masks(mask, self.relative, (query, key), cache)
         tables, shared = {}, {}                                     # layers of one window share mask and table
         for i, block in enumerate(self.blocks):
@@ -150,7 +150,7 @@ class Transformer(nn.Module):
             cache.advance(T)
         return self.norm(x)
 
-    def _check(self, B, T, positions, memory, cond):
+    def _check(self, B, T, positions, *, memory, cond):
         """What a forward was given, against what the configuration needs."""
         axes = self.cfg.rotary.axes if self.cfg.rotary else None
         shape = positions.shape if axes is None else positions.shape[:-1]

@@ -93,7 +93,7 @@ class DiT(nn.Module):
         return unpatchify(patches, h, w, self.cfg.patch)[:, :self.cfg.channels]
 
     def _positions(self, h, w):
-        return sincos_2d(h, w, self.cfg.width, self.cfg.size // self.cfg.patch, self.cfg.interpolation)
+        return sincos_2d(h, w, self.cfg.width, self.cfg.size // self.cfg.patch, interpolation=self.cfg.interpolation)
 
     @torch.no_grad()
     def _start(self):

@@ -26,6 +26,7 @@ HEAVY = {"transformers", "diffusers", "datasets", "accelerate", "peft", "torchau
 
 # "file:function": why it may have more arguments than six, or more by position than four
 MANY_ARGUMENTS = {
+    "gencore/loss.py:forward": "autograd passes by position",
     "gencore/transformer.py:forward": "every stream that a block can read: mask, positions, cache, memory, its mask, condition",
 }
 FRONT_DOORS = {"__call__", "generate", "stream"}      # what users of transformers and diffusers pass by name

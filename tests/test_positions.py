@@ -170,7 +170,7 @@ def test_sinusoids_equal_diffusers_timesteps(shift, flip):
 
     t = torch.tensor([0.0, 1.0, 37.5, 999.0])
     expected = Timesteps(256, flip_sin_to_cos=flip, downscale_freq_shift=shift)(t)
-    close(sinusoidal(t, 256, "cos|sin" if flip else "sin|cos", shift), expected, rtol=1e-5, atol=1e-5)
+    close(sinusoidal(t, 256, "cos|sin" if flip else "sin|cos", shift=shift), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_sinusoidal_layout_is_refused():
@@ -183,7 +183,7 @@ def test_picture_positions_equal_diffusers(height, width, base, interpolation):
     from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
     expected = get_2d_sincos_pos_embed(16, (height, width), base_size=base, interpolation_scale=interpolation, output_type="pt")
-    close(sincos_2d(height, width, 16, base, interpolation), expected.float(), rtol=1e-5, atol=1e-6)
+    close(sincos_2d(height, width, 16, base, interpolation=interpolation), expected.float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("two_way", [True, False])
