@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from audiogen.codec import Codec
-from audiogen.data import DIGITS, read_clips
+from audiogen.data import DIGITS, Clip, read_clips
 from audiogen.mel import LogMel
 from audiogen.speech import TextToSpeech
 from benchmarks.audio_judges import RATE, Judge, answers, prepare, train
@@ -26,30 +26,24 @@ def main():
     voices = sorted({clip.speaker for clip in train_clips})
     judges = read_judges(args.judges, voices) or train_judges(args.judges, train_clips, voices)
     codec, speaker = Codec.from_pretrained(args.codec), TextToSpeech.from_pretrained(args.speaker)
+    books = codec.cfg.quantize.books
 
-    asked = [(word, voice) for word in DIGITS for voice in voices]
-    real = Sounds([clip.waveform for clip in test_clips], [clip.text for clip in test_clips], [clip.speaker for clip in test_clips])
-    rows = {"real test clips": real}
-    for books in range(1, codec.cfg.quantize.books + 1):
-        rows[f"codec, {books} of {codec.cfg.quantize.books} books"] = Sounds([rebuilt(codec, w, books) for w in real.waveforms],
-                                                                            real.words, real.voices)
-    spoken = Sounds([], [], [])
-    for seed in args.seeds:
-        for word, voice in asked:
-            spoken.waveforms.append(speaker(word, voice, seed=seed).waveform[0])
-            spoken.words.append(word)
-            spoken.voices.append(voice)
-    rows["speaker"] = spoken
-
-    figures = {name: judged(judges, voices, sounds) for name, sounds in rows.items()}
+    rows = {"real test clips": test_clips}
+    rows |= {f"codec, {k} of {books} books": [rebuilt(codec, clip, k) for clip in test_clips] for k in range(1, books + 1)}
+    rows["speaker"] = spoken(speaker, voices, args.seeds)
+    figures = {name: judged(judges, voices, clips) for name, clips in rows.items()}
     print(table(figures))
-    copies = {name: nearest_training(train_clips, rows[name]) for name in (f"codec, {books} of {books} books", "speaker")}
-    print("\ndistance to the nearest training clip of that word and voice (log-mel L1, best shift)")
-    for name, distances in copies.items():
-        print(f"{name:28} median {distances.median():.3f}   lowest {distances.min():.3f}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    copies = {name: {"median": round(float(d.median()), 4), "lowest": round(float(d.min()), 4)} for name, d in copies.items()}
+
+    compared = {"test clips, rebuilt": rows[f"codec, {books} of {books} books"], "speaker": rows["speaker"],
+                "training clips, rebuilt": [rebuilt(codec, clip, books) for clip in train_clips[::9]]}
+    print("\ndistance to the nearest training clip of that word and voice (log-mel L1, best shift); a copy would be like the last row")
+    copies = {}
+    for name, clips in compared.items():
+        found = nearest_training(train_clips, clips)
+        copies[name] = {"median": round(float(found.median()), 4), "lowest": round(float(found.min()), 4)}
+        print(f"{name:28} median {copies[name]['median']:.3f}   lowest {copies[name]['lowest']:.3f}")
     results = {"figures": figures, "nearest training clip": copies, "seeds": args.seeds, "versions": versions()}
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
@@ -61,13 +55,6 @@ def arguments():
     parser.add_argument("--speaker", default="speaker")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     return parser.parse_args()
-
-
-class Sounds:
-    """Waveforms (L,) with the word and voice that each should have."""
-
-    def __init__(self, waveforms, words, voices):
-        self.waveforms, self.words, self.voices = waveforms, words, voices
 
 
 def train_judges(folder, clips, voices):
@@ -91,21 +78,29 @@ def read_judges(folder, voices):
     return [judge.eval() for judge in judges]
 
 
-def rebuilt(codec, waveform, books):
-    """waveform (L,) through the codec's first `books` books."""
-    return codec.decode(codec.encode(waveform[None, None])[:, :books])[0, 0]
+def rebuilt(codec, clip, books):
+    """A Clip through the codec's first `books` books."""
+    return clip._replace(waveform=codec.decode(codec.encode(clip.waveform[None, None])[:, :books])[0, 0])
 
 
-def judged(judges, voices, sounds):
+def spoken(speaker, voices, seeds):
+    """Every digit in every voice with every seed, as Clips."""
+    return [Clip(speaker(word, voice, seed=seed).waveform[0], word, voice) for seed in seeds for word in DIGITS for voice in voices]
+
+
+def judged(judges, voices, clips):
     """Shares of right digits, right voices and both, over all and by digit and voice."""
-    waveforms = torch.stack([prepare(waveform) for waveform in sounds.waveforms])
-    digit = answers(judges[0], waveforms) == torch.tensor([DIGITS.index(word) for word in sounds.words])
-    voice = answers(judges[1], waveforms) == torch.tensor([voices.index(voice) for voice in sounds.voices])
-    share = lambda right: round(float(right.float().mean()), 4)
-    return {"clips": len(waveforms), "digit": share(digit), "speaker": share(voice), "both": share(digit & voice),
-            "by digit": {word: share(digit[[w == word for w in sounds.words]]) for word in DIGITS},
-            "by speaker": {name: share(voice[[v == name for v in sounds.voices]]) for name in voices},
-            "seconds": round(sum(len(w) for w in sounds.waveforms) / len(waveforms) / RATE, 3)}
+    waveforms = torch.stack([prepare(clip.waveform) for clip in clips])
+    digit = answers(judges[0], waveforms) == torch.tensor([DIGITS.index(clip.text) for clip in clips])
+    voice = answers(judges[1], waveforms) == torch.tensor([voices.index(clip.speaker) for clip in clips])
+
+    def share(right):
+        return round(float(right.float().mean()), 4)
+
+    return {"clips": len(clips), "digit": share(digit), "speaker": share(voice), "both": share(digit & voice),
+            "by digit": {word: share(digit[[clip.text == word for clip in clips]]) for word in DIGITS},
+            "by speaker": {name: share(voice[[clip.speaker == name for clip in clips]]) for name in voices},
+            "seconds": round(sum(len(clip.waveform) for clip in clips) / len(clips) / RATE, 3)}
 
 
 def table(figures):
@@ -115,17 +110,18 @@ def table(figures):
     return "\n".join(lines)
 
 
-def nearest_training(clips, sounds, shifts=8):
-    """For each sound: the smallest mean log-mel difference to a training clip of its word and voice, over shifts of +-8 frames of 10 ms."""
+def nearest_training(known, clips, shifts=8):
+    """For each clip: the smallest mean log-mel difference to a known clip of its word and voice, over shifts of +-8 frames of 10 ms."""
     mel = LogMel(RATE, 40, 256, 80, floor=1e-3)
-    known = {}
-    for clip in clips:
-        known.setdefault((clip.text, clip.speaker), []).append(mel(prepare(clip.waveform)[None])[0])
+    others = {}
+    for clip in known:
+        others.setdefault((clip.text, clip.speaker), []).append(mel(prepare(clip.waveform)[None])[0])
+    others = {key: torch.stack(mels) for key, mels in others.items()}             # each (M, P, T)
     found = []
-    for waveform, word, voice in zip(sounds.waveforms, sounds.words, sounds.voices):
-        others = torch.stack(known[word, voice])                                  # (M, P, T)
-        own = mel(prepare(waveform)[None])                                        # (1, P, T)
-        found.append(min(float((others - own.roll(s, -1)).abs().mean((1, 2)).min()) for s in range(-shifts, shifts + 1)))
+    for clip in clips:
+        own = mel(prepare(clip.waveform)[None])                                   # (1, P, T)
+        differences = [(others[clip.text, clip.speaker] - own.roll(s, -1)).abs().mean((1, 2)).min() for s in range(-shifts, shifts + 1)]
+        found.append(float(min(differences)))
     return torch.tensor(found)
 
 

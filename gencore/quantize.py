@@ -47,7 +47,7 @@ class VectorQuantizer(nn.Module):
         B, T, _ = dims("x", x, "B T D", D=self.cfg.width)
         flat = x.detach().reshape(B * T, -1)                                      # (B*T, D)
         if self.training and not self.started:
-            self.set_codebook(k_means(flat, self.cfg.codes, generator=generator))
+            self.set_codebook(from_first(k_means(flat, self.cfg.codes, generator=generator)))
         codes = self.nearest(flat)                                                # (B*T,)
         values = self.codebook[codes].view_as(x)                                  # (B, T, D), before this step's update
         if self.training:
@@ -73,7 +73,7 @@ class VectorQuantizer(nn.Module):
     def _follow(self, flat, codes, generator):
         hits = F.one_hot(codes, self.cfg.codes).to(flat.dtype)                    # (M, codes)
         counts, sums = hits.sum(0), hits.T @ flat                                 # (codes,), (codes, D)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if several():                                                             # every process follows the vectors of all
             torch.distributed.all_reduce(counts)
             torch.distributed.all_reduce(sums)
         self.counts.lerp_(counts, 1 - self.cfg.decay)
@@ -81,7 +81,7 @@ class VectorQuantizer(nn.Module):
         dead = self.counts < self.cfg.dead                                        # (codes,)
         if dead.any():
             picked = flat[torch.randint(len(flat), (int(dead.sum()),), generator=generator)]
-            self.sums[dead], self.counts[dead] = picked, 1.0
+            self.sums[dead], self.counts[dead] = from_first(picked), 1.0
         self.codebook.copy_(self.sums / self.counts[:, None])
 
 
@@ -102,8 +102,9 @@ class ResidualVQ(nn.Module):
             if self.steps <= self.cfg.warmup:
                 return Quantized(x, None, x.new_zeros(()))
             whole = not self.books[-1].started                                    # every book starts from k-means
-            if not whole and torch.rand((), generator=generator) < self.cfg.dropout:
-                used = int(torch.randint(1, used + 1, (), generator=generator))
+            draws = from_first(torch.rand(2, generator=generator).to(x.device)).tolist()          # the same books in every process
+            if not whole and draws[0] < self.cfg.dropout:
+                used = 1 + int(draws[1] * used)
         values, commitment, codes = torch.zeros_like(x), x.new_zeros(()), []
         for book in self.books[:used]:
             part = book(x - values.detach(), generator)
@@ -149,6 +150,18 @@ class FSQ(nn.Module):
         dims("codes", codes, "B T")
         digits = codes[..., None] // self.base % self.counts                      # (B, T, D)
         return digits / ((self.counts - 1) / 2) - 1
+
+
+def several():
+    """Whether this training runs in several processes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def from_first(tensor):
+    """The tensor as the first process has it."""
+    if several():
+        torch.distributed.broadcast(tensor, 0)
+    return tensor
 
 
 @torch.no_grad()

@@ -160,3 +160,22 @@ def test_fsq_rounds_to_the_nearest_level_and_passes_gradients():
     torch.testing.assert_close(x.grad, 1 - torch.tanh(x.detach()) ** 2)
     with pytest.raises(ConfigError, match="at least 2"):
         FSQ((3, 1))
+
+
+def _follow_in_one_of_two_processes(rank, meeting, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    quantizer = ResidualVQ(QuantizeConfig(width=3, books=3, codes=8, warmup=1, dropout=0.5, dead=0.2)).train()
+    for step in range(12):
+        g = torch.Generator().manual_seed(2 * step + rank)                # other data and other draws in each process
+        quantizer(torch.randn(1, 30, 3, generator=g), g)
+    results[rank] = {name: tensor.tolist() for name, tensor in quantizer.state_dict().items()}
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_books(tmp_path):
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_follow_in_one_of_two_processes, (str(tmp_path / "meeting"), results), nprocs=2)
+        assert results[0] == results[1] and results[0]["steps"] == 12
