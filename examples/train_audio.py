@@ -59,8 +59,9 @@ def main():
 
 def card(title, clips, args):
     """What the model card says of the data and of how it was trained; the data folder only by its own name."""
-    options = [f"--data {args.data.name}"] * bool(args.data) + [f"--split {args.split}"] * bool(args.split)
-    return {"title": title, "Data": f"{len(clips)} clips of {args.data.name if args.data else 'synthesised notes'}",
+    source = args.data.name if args.data else "synthesised notes"
+    options = [f"--data {source}"] * bool(args.data) + [f"--split {args.split}"] * bool(args.split)
+    return {"title": title, "Data": f"{len(clips)} clips of {source}",
             "Command": " ".join(["`python examples/train_audio.py", *options, *args.fields]) + "`"}
 
 
@@ -90,8 +91,7 @@ def train_speaker(plan, codec, clips, args):
     def sample(model, folder, step):
         speaker = TextToSpeech(cfg, model, codec)
         for i, word in enumerate(words[:4]):
-            voice = voices[i % len(voices)]
-            clip = speaker(word, voice, seed=step)
+            clip = speaker(word, voices[i % len(voices)], seed=step)
             clip.save(folder / f"{step:06d}-{i}.wav")
             clip.draw(folder / f"{step:06d}-{i}.png")
     torch.manual_seed(plan.speaker.seed)
