@@ -1,0 +1,67 @@
+"""The autoencoder of pictures."""
+import pytest
+import torch
+
+from gencore.check import ConfigError, InputError
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss, draw_latents
+
+TINY = AutoencoderConfig(channels=(8, 16), latent=4, groups=2, size=16)
+
+
+def blobs(count, size=16):
+    """Coloured discs on white, (count,3,size,size)."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.arange(size).float()
+    pictures = torch.ones(count, 3, size, size)
+    for picture in pictures:
+        y, x, r = torch.rand(3, generator=generator) * torch.tensor([8.0, 8, 3]) + torch.tensor([4.0, 4, 2])
+        inside = (rows[:, None] - y) ** 2 + (rows[None] - x) ** 2 < r ** 2
+        picture[:, inside] = (torch.rand(3, 1, generator=generator) * 2 - 1)
+    return pictures
+
+
+def test_latents_are_smaller_by_the_levels():
+    model = Autoencoder(AutoencoderConfig(channels=(4, 4, 8), latent=5, groups=2))
+    mean, logvar = model.encode(torch.zeros(2, 3, 32, 16))
+    assert mean.shape == logvar.shape == (2, 5, 8, 4) and model.cfg.shrink == 4
+    assert model.decode(mean).shape == (2, 3, 32, 16)
+
+
+def test_it_learns_eight_pictures():
+    torch.manual_seed(0)
+    model, pictures, generator = Autoencoder(TINY), blobs(8), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
+    for _ in range(300):
+        loss = autoencoder_loss(model, pictures, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        error = (model.decode(model.encode(pictures)[0]) - pictures).abs().mean()
+    assert error < 0.06, error                                       # an all-white answer has 0.2
+
+
+@torch.no_grad()
+def test_standardised_latents_have_unit_spread_and_paint_the_same():
+    model, pictures = Autoencoder(TINY).eval(), blobs(32)
+    mean, logvar = model.encode(pictures)
+    before = model.decode(mean)
+    model.standardise(mean.mean((0, 2, 3)), mean.std((0, 2, 3)))
+    now, spread = model.encode(pictures)
+    torch.testing.assert_close(now.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(now.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.decode(now), before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((spread - logvar).exp(), (now.var((0, 2, 3)) / mean.var((0, 2, 3)))[None, :, None, None].expand_as(logvar))
+
+
+def test_drawn_latents_have_the_posteriors_mean_and_spread():
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_latents(torch.full((20000,), 3.0), torch.full((20000,), 0.5).log() * 2, generator)
+    assert abs(drawn.mean() - 3) < 0.02 and abs(drawn.std() - 0.5) < 0.02
+
+
+def test_wrong_pictures_and_groups_are_refused():
+    with pytest.raises(InputError, match="C should be 3"):
+        Autoencoder(TINY).encode(torch.zeros(1, 4, 16, 16))
+    with pytest.raises(ConfigError, match="groups"):
+        AutoencoderConfig(channels=(8, 15), groups=2)

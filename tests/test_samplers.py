@@ -1,0 +1,147 @@
+"""Samplers against closed forms and against diffusers' schedulers."""
+import math
+
+import pytest
+import torch
+
+from gencore.check import InputError
+from gencore.diffusion import FLOW, VE, VP, flow_levels, karras_levels, linear_betas, vp_levels
+from gencore.samplers import ddim, ddpm, dpm_solver, euler, guided, heun, last
+
+SPREAD = 0.7                # of Gaussian data: its best denoiser is known
+
+
+def gaussian(path):
+    """Denoiser of data with mean 0 and spread SPREAD: E[data | x] = alpha s^2 x / (alpha^2 s^2 + sigma^2)."""
+    def denoise(x, level):
+        alpha, sigma = path.scales(level)
+        return alpha * SPREAD ** 2 / (alpha ** 2 * SPREAD ** 2 + sigma ** 2) * x
+    return denoise
+
+
+def exact(path, x, first, final):
+    """The probability flow of Gaussian data scales x by the ratio of the standard deviations."""
+    deviations = [math.sqrt((a * SPREAD) ** 2 + s ** 2) for a, s in (path.scales(float(first)), path.scales(float(final)))]
+    return x * deviations[1] / deviations[0]
+
+
+def row(path, steps, low=0.05, high=0.95):
+    return torch.linspace(high, low, steps + 1, dtype=torch.float64) if path is FLOW else \
+        torch.linspace(math.log(5), math.log(low), steps + 1, dtype=torch.float64).exp()
+
+
+CASES = [(euler, FLOW, 1), (euler, VE, 1), (heun, FLOW, 2), (heun, VE, 2), (ddim, VP, 1), (ddim, FLOW, 1), (dpm_solver, FLOW, 2), (dpm_solver, VP, 2)]
+
+
+@pytest.mark.parametrize("sampler,path,order", CASES)
+def test_halving_the_step_cuts_the_error_by_the_samplers_order(sampler, path, order):
+    x = torch.randn(2, 3, dtype=torch.float64)
+    extra = () if sampler in (euler, heun) else (path,)
+    errors = []
+    for steps in (40, 80):
+        levels = row(path, steps)
+        made = last(sampler(gaussian(path), x, levels, *extra))
+        errors.append((made - exact(path, x, levels[0], levels[-1])).abs().max().item())
+    assert 0.75 * 2 ** order < errors[0] / errors[1] < 1.4 * 2 ** order
+
+
+def test_into_zero_the_sample_is_finite_and_close():
+    x = torch.randn(1000, dtype=torch.float64)
+    for sampler in (euler, heun, dpm_solver):
+        levels = flow_levels(100)[0].double()
+        made = last(sampler(gaussian(FLOW), x, levels))
+        torch.testing.assert_close(made, exact(FLOW, x, levels[0], 0.0), rtol=0.03, atol=0.01)
+
+
+def test_ancestral_sampling_gives_the_spread_of_the_data():
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.cat((vp_levels(linear_betas(1000)).flip(0), torch.zeros(1)))
+    x = torch.randn(20000, generator=generator)
+    made = last(ddpm(gaussian(VP), x, levels, generator))
+    assert abs(made.std() - SPREAD) < 0.02 and abs(made.mean()) < 0.02
+
+
+def walk(scheduler, denoise_from, x, steps):
+    """diffusers' scheduler, step by step, on what the network would say."""
+    scheduler.set_timesteps(steps)
+    way = []
+    for t in scheduler.timesteps:
+        x = scheduler.step(denoise_from(x, t), t, x).prev_sample
+        way.append(x)
+    return way
+
+
+@pytest.mark.parametrize("steps", [2, 5, 14, 20])
+def test_dpm_solver_is_diffusers_flow_scheduler_step_by_step(steps):
+    from diffusers import DPMSolverMultistepScheduler
+    torch.manual_seed(1)
+    weight = torch.randn(6, 6) / 3
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    x = torch.randn(2, 6)
+    levels, times = flow_levels(steps)
+    theirs = walk(scheduler, lambda x, t: torch.tanh(x @ weight + t / 1000), x, steps)
+    known = dict(zip(levels.tolist(), times))
+
+    def denoise(x, level):
+        return x - level * torch.tanh(x @ weight + known[float(level)] / 1000)
+
+    for ours, expected in zip(dpm_solver(denoise, x, levels), theirs):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm"])
+def test_noise_predictors_walk_as_in_diffusers(name):
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    torch.manual_seed(2)
+    weight, x = torch.randn(6, 6) / 3, torch.randn(2, 6)
+    betas, N = linear_betas(), 10
+
+    def says(x, t):
+        return torch.tanh(x @ weight + t / 1000)
+
+    if name == "ddim":
+        scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=False)
+    else:
+        scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", final_sigmas_type="zero")
+    theirs = walk(scheduler, says, x, N)
+    table = vp_levels(betas)
+    end = table[:1] if name == "ddim" else torch.zeros(1)
+    levels = torch.cat((table[scheduler.timesteps], end))
+    known = dict(zip(levels.tolist(), scheduler.timesteps))
+
+    def denoise(x, level):
+        alpha, sigma = VP.scales(level)
+        return (x - sigma * says(x, known[float(level)])) / alpha
+
+    walked = list(ddim(denoise, x, levels[:-1], VP)) if name == "ddim" else list(dpm_solver(denoise, x, levels, VP))
+    for ours, expected in zip(walked, theirs):
+        torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-4)           # their table is summed in float32
+
+
+def test_edm_euler_walks_as_in_diffusers():
+    from diffusers import EDMEulerScheduler
+    scheduler = EDMEulerScheduler()
+    scheduler.set_timesteps(8)
+    x = torch.randn(2, 3) * 80
+    levels, expected, way = karras_levels(8), x, []
+    for t, level in zip(scheduler.timesteps, levels):
+        expected = scheduler.step(torch.zeros_like(x), t, expected).prev_sample
+        way.append((expected, level))
+    skip = 0.5 ** 2                                                                 # a silent network under EDM's preconditioning
+    for ours, (theirs, _) in zip(euler(lambda x, s: x * skip / (s ** 2 + skip), x, levels), way):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_leans_from_null_to_condition():
+    denoise = lambda x, level, word: x * word
+    x = torch.ones(2)
+    assert guided(denoise, 3.0, 1.0, 1)(x, 0.5).tolist() == [3, 3]
+    assert guided(denoise, 3.0, 1.0, 0)(x, 0.5).tolist() == [1, 1]
+    assert guided(denoise, 3.0, 1.0, 4.0)(x, 0.5).tolist() == [9, 9]
+
+
+def test_levels_must_fall_and_be_several():
+    with pytest.raises(InputError, match="falling"):
+        last(euler(gaussian(FLOW), torch.ones(1), [0.1, 0.5]))
+    with pytest.raises(InputError, match="at least two"):
+        last(euler(gaussian(FLOW), torch.ones(1), [0.1]))

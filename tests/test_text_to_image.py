@@ -1,0 +1,161 @@
+"""Prompts to pictures: the pipeline, its folder, its recipes."""
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import imagegen
+from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameError
+from gencore.recipe import replay
+from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.dit import DiT, DiTConfig
+from imagegen.text_to_image import Painter, TextToImage
+
+PROMPTS = ["a handwritten seven", "slice of pizza, noto style", ""]
+SHIPPED = Path(imagegen.__file__).parent / "pretrained" / "painter"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny painter with random weights, saved."""
+    torch.manual_seed(0)
+    tokenizer = train_prompt_tokenizer(PROMPTS * 4, 300, length=12)
+    transformer = DiT(DiTConfig(channels=3, size=4, width=24, layers=2, heads=2, captions=20, out_channels=3))
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    parts = Painter(transformer, TextEncoder(TextEncoderConfig(vocab=300, width=20, heads=2, head_width=8, mlp=30)),
+                    Autoencoder(AutoencoderConfig(channels=(4, 8, 8), latent=3, groups=2, size=16)))
+    place = tmp_path_factory.mktemp("painters") / "tiny"
+    TextToImage(parts, tokenizer).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def painter(folder):
+    return TextToImage.from_pretrained(folder)
+
+
+def draw(painter, prompts, seed=3, steps=4, output_type="pt"):
+    return painter(prompts, seed=seed, steps=steps, output_type=output_type, progress=False)
+
+
+def test_the_forms_of_output_agree(painter):
+    pictures = draw(painter, PROMPTS, output_type="pil")
+    array, tensor = draw(painter, PROMPTS, output_type="np"), draw(painter, PROMPTS)
+    assert [p.size for p in pictures] == [(16, 16)] * 3 and array.shape == (3, 16, 16, 3) and tensor.shape == (3, 3, 16, 16)
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(np.stack([np.asarray(p) for p in pictures]), np.round(array * 255).astype(np.uint8))
+    assert 0 <= array.min() and array.max() <= 1 and array.std() > 0.01
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(painter):
+    first, again, other = (draw(painter, PROMPTS, seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.allclose(first, other, atol=0.01)
+
+
+def test_a_prompt_in_a_list_is_drawn_as_alone_with_its_own_seed(painter):
+    together = draw(painter, PROMPTS, seed=10)
+    for i, prompt in enumerate(PROMPTS):
+        torch.testing.assert_close(draw(painter, prompt, seed=10 + i)[0], together[i], rtol=1e-4, atol=1e-4)
+
+
+def test_long_lists_are_drawn_in_batches(painter, monkeypatch):
+    monkeypatch.setattr("imagegen.text_to_image.TOGETHER", 2)
+    torch.testing.assert_close(draw(painter, PROMPTS), torch.cat([draw(painter, PROMPTS[:2]), draw(painter, PROMPTS[2:], seed=5)]))
+
+
+def test_prompt_and_guidance_change_the_picture(painter):
+    plain = painter("a handwritten seven", seed=0, steps=4, guidance=1, output_type="pt")
+    assert not torch.allclose(plain, painter("pizza", seed=0, steps=4, guidance=1, output_type="pt"), atol=1e-3)
+    assert not torch.allclose(plain, painter("a handwritten seven", seed=0, steps=4, guidance=5, output_type="pt"), atol=1e-3)
+    negative = painter("a handwritten seven", seed=0, steps=4, negative_prompt="a handwritten seven", output_type="pt")
+    torch.testing.assert_close(negative, plain, rtol=1e-4, atol=1e-4)                # leaning from itself to itself
+
+
+def test_diffusers_opens_the_folder_and_draws_the_same_from_the_same_noise(painter, folder):
+    from diffusers import DiffusionPipeline
+    theirs = DiffusionPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.stack([torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(3 + i)) for i in range(3)])
+    expected = theirs(PROMPTS, negative_prompt="pizza", latents=noise, num_inference_steps=6, guidance_scale=2.5, height=16, width=16,
+                      use_resolution_binning=False, clean_caption=False, output_type="pt").images
+    ours = painter(PROMPTS, negative_prompt="pizza", seed=3, steps=6, guidance=2.5, output_type="pt", progress=False)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_that_diffusers_saved_open_here(painter, folder, tmp_path):
+    from diffusers import DiffusionPipeline
+    DiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+    scheduler = tmp_path / "theirs" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("-Infinity", "-1e9"))           # no JSON, and refused here
+    torch.testing.assert_close(draw(TextToImage.from_pretrained(tmp_path / "theirs"), PROMPTS), draw(painter, PROMPTS))
+
+
+def test_a_saved_picture_is_made_again_to_the_byte(painter, tmp_path):
+    pictures = draw(painter, PROMPTS, output_type="pil")
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+        again = replay(tmp_path / f"{i}.png")
+        assert again.tobytes() == picture.tobytes()
+    recipe = json.loads(pictures[1].info["recipe"])
+    assert recipe["inputs"]["prompt"] == PROMPTS[1] and recipe["settings"]["steps"] == 4
+
+
+def test_long_prompts_are_cut_with_one_warning(painter):
+    with pytest.warns(UserWarning, match="more than 12 tokens") as caught:
+        draw(painter, ["seven " * 40, "pizza " * 40])
+    assert len([w for w in caught if "tokens" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("prompts,settings,message", [
+    ([], {}, "prompts is empty"), (7, {}, "string or a list"), (["a", None], {}, r"prompts\[1\] should be a string"),
+    ("a", {"steps": 0}, "steps should be"), ("a", {"guidance": -1}, "guidance should be between"), ("a", {"guidance": "3"}, "guidance"),
+    ("a", {"seed": 0.5}, "seed should be a whole number"), ("a", {"output_type": "jpg"}, "output_type should be one of"),
+    ("a", {"negative_prompt": None}, "negative_prompt should be a string")])
+def test_bad_arguments_are_refused_in_one_sentence(painter, prompts, settings, message):
+    with pytest.raises(InputError, match=message):
+        painter(prompts, **settings)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(UnknownNameError, match="paintr"):
+        TextToImage.from_pretrained("paintr")
+
+
+def test_broken_folders_are_refused_by_name(folder, tmp_path):
+    def broken(name, change):
+        place = tmp_path / name
+        shutil.copytree(folder, place)
+        (place / "digests.json").unlink()
+        change(place)
+        return place
+
+    def edit(file, **fields):
+        def change(place):
+            values = json.loads((place / file).read_text())
+            (place / file).write_text(json.dumps(values | fields))
+        return change
+
+    cases = [("gone", lambda p: (p / "vae" / "diffusion_pytorch_model.safetensors").unlink(), CheckpointError, "vae"),
+             ("wide", edit("transformer/config.json", num_layers=3), CheckpointError, "blocks.2"),
+             ("foreign", edit("model_index.json", _class_name="FluxPipeline"), ConfigError, "FluxPipeline"),
+             ("noise", edit("scheduler/scheduler_config.json", prediction_type="epsilon"), ConfigError, "prediction_type")]
+    for name, change, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            TextToImage.from_pretrained(broken(name, change))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no painter is shipped")
+def test_diffusers_draws_with_the_shipped_painter_as_we_do():
+    from diffusers import DiffusionPipeline
+    theirs = DiffusionPipeline.from_pretrained(SHIPPED)
+    noise = torch.stack([torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)])
+    expected = theirs(PROMPTS[:2], latents=noise, num_inference_steps=20, guidance_scale=3.0, height=64, width=64,
+                      use_resolution_binning=False, clean_caption=False, output_type="pt").images
+    ours = TextToImage.from_pretrained("painter")(PROMPTS[:2], seed=0, output_type="pt")
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
