@@ -25,7 +25,8 @@ from textgen.text import Settings, run
 
 RESULTS = Path(__file__).parent / "results" / "text.json"
 PROMPT = "It was a dark night, and the rain fell in torrents upon the roof of the old house, where nobody had lived for years; "
-PASSAGE = PROMPT + "but that evening there was a light in the window, and a man who had lost his way saw it from the road and turned in at the gate. " * 4
+PASSAGE = PROMPT + ("but that evening there was a light in the window, and a man who had lost his way saw it from the road "
+                    "and turned in at the gate. ") * 4
 
 
 def main():

@@ -83,7 +83,8 @@ def check_padding_and_window_together(prompts, forced, width):
 PROPERTIES = {
     check_cache_equals_no_cache: {"prompt": PROMPT, "forced": st.lists(st.integers(0, 29), max_size=12)},
     check_chunks_equal_the_whole: {"prompt": PROMPT, "chunk": st.integers(1, 21)},
-    check_batched_prompts_equal_single_ones: {"prompts": st.lists(PROMPT, min_size=1, max_size=4), "forced": st.lists(st.integers(0, 29), max_size=6)},
+    check_batched_prompts_equal_single_ones: {"prompts": st.lists(PROMPT, min_size=1, max_size=4),
+                                              "forced": st.lists(st.integers(0, 29), max_size=6)},
     check_rolling_window_equals_the_mask: {"prompt": PROMPT, "forced": st.lists(st.integers(0, 29), max_size=20),
                                            "width": st.integers(1, 9), "chunk": st.integers(1, 9)},
     check_padding_and_window_together: {"prompts": st.lists(PROMPT, min_size=1, max_size=3), "forced": st.lists(st.integers(0, 29), max_size=12),
