@@ -3,4 +3,6 @@
 import gencore  # noqa: F401  (its torchaudio guard stands before transformers)
 from gencore.lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {"CausalLM": "model"})
+__getattr__, __dir__, __all__ = lazy(__name__, {
+    "CausalLM": "model", "CausalLMConfig": "model", "Text": "text", "bits_per_byte": "evaluate",
+})
