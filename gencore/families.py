@@ -143,7 +143,10 @@ class Family:
                 tied.append(rule.ours)
                 continue
             names = _tuple(rule.ours)
-            for numbers in _bindings(names, left):
+            found = _bindings(names, left)
+            if not found:
+                raise CheckpointError(f'the model has no tensor "{names[0]}", which {self.name} needs')
+            for numbers in found:
                 own = {name: left.pop(_filled(name, numbers), None) for name in names}
                 missing = [_filled(name, numbers) for name, tensor in own.items() if tensor is None]
                 if missing:

@@ -78,6 +78,14 @@ def test_a_model_with_other_parts_has_no_place_in_the_layout():
         FAMILY.export_state(None, ours)
 
 
+@pytest.mark.parametrize("lost", ["norm", "blocks.1.value", "linear"])
+def test_a_model_that_lacks_a_part_is_not_exported(lost):
+    ours = FAMILY.import_state(None, theirs())
+    del ours[lost]
+    with pytest.raises(CheckpointError, match=f'the model has no tensor "{lost}", which toy needs'):
+        FAMILY.export_state(None, ours)
+
+
 def test_fields_go_both_ways():
     from gencore.attention import AttentionConfig
     table = (("n_head", "heads", ...), ("bias", "bias", False))
