@@ -152,11 +152,14 @@ class AdditiveAttention(nn.Module):
         self.score = nn.Linear(width, 1, bias=False)
 
     def forward(self, query, memory, keep=None):
-        """keep (B,S) bool marks real places of the memory."""
+        """keep (B,S) marks real places of the memory."""
+        B, S, _ = dims("memory", memory, "B S M", M=self.key.in_features)
+        dims("query", query, "B T D", B=B, D=self.query.in_features)
         mixed = torch.tanh(self.query(query)[:, :, None] + self.key(memory)[:, None])        # (B, T, S, width)
         scores = self.score(mixed).squeeze(-1)                                               # (B, T, S)
         if keep is not None:
-            scores = scores.masked_fill(~keep[:, None], torch.finfo(scores.dtype).min)
+            dims("keep", keep, "B S", B=B, S=S)
+            scores = scores.masked_fill(~keep.bool()[:, None], torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)                                                         # (B, T, S)
         return weights @ memory, weights
 

@@ -222,3 +222,8 @@ def test_an_unknown_qk_norm_is_refused():
 def test_wrong_shapes_are_named():
     with pytest.raises(InputError, match="memory: M should be 10, got 24 in shape"):
         CrossAttention(24, AttentionConfig(), memory_width=10)(torch.randn(B, T, 24), torch.randn(B, S, 24))
+    additive = AdditiveAttention(6, 5, 8)
+    with pytest.raises(InputError, match="query: B should be 3, got 2 in shape"):
+        additive(torch.randn(2, T, 6), torch.randn(3, S, 5))
+    with pytest.raises(InputError, match="keep: S should be 7, got 6 in shape"):
+        additive(torch.randn(B, T, 6), torch.randn(B, S, 5), torch.ones(B, S - 1))
