@@ -90,6 +90,15 @@ def on_white(raw, size):
     return np.asarray(sheet.convert("RGB"))
 
 
+def square(picture, size):
+    """A PIL picture in any mode -> (3, size, size) uint8: its middle square, resized, transparent places white."""
+    from PIL import Image, ImageOps
+    fitted = ImageOps.fit(picture.convert("RGBA"), (size, size), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGBA", fitted.size, "white")
+    sheet.alpha_composite(fitted)
+    return torch.from_numpy(np.asarray(sheet.convert("RGB")).copy()).permute(2, 0, 1)
+
+
 def cached(cache, name, make):
     """Pictures made by `make()` once and kept in the folder `cache` (None = made each time)."""
     if cache is None:

@@ -1,0 +1,108 @@
+"""Train a painter on your own pictures with captions, from nothing, on a CPU.
+
+    python examples/train_image.py                                      scikit-learn's 1,797 digits at 32x32: about eight minutes on one core
+    python examples/train_image.py --data FOLDER                        pictures and metadata.jsonl: file_name, text
+    python examples/train_image.py --resume                             goes on after Ctrl-C
+    python examples/train_image.py size=64 painting.steps=20000         any field of Plan below
+
+Three trainings one after another, each with its folder (loss.png, samples/, model/) under --run:
+  autoencoder   pictures <-> latents. On the digits the loss falls from 3 to about 0.4.
+  prompts       the prompt encoder against the pictures, contrastively. The loss falls from 4 to about 2.5 (many digits are the same).
+  painter       flow matching. The loss falls from 2.3 to about 0.8; samples/ has a grid of the same prompts at each evaluation.
+What was trained: TextToImage.from_pretrained("runs/image/painter/model")("a handwritten seven"), or diffusers' DiffusionPipeline."""
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gencore import Run, TrainConfig
+from gencore.config import override
+from gencore.data import image_folder
+from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
+from imagegen.alignment import Alignment, PictureTower
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.data import digit_caption, grid, square, to_pil
+from imagegen.dit import DiT, DiTConfig
+from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
+from imagegen.training import Captioned, train_autoencoder, train_prompts, train_transformer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run can be told by key=value."""
+    size: int = 32                                                     # side of the pictures
+    channels: tuple[int, ...] = (16, 32, 64)                           # of the autoencoder; latents have size / 4
+    latent: int = 8                                                    # C of the latents
+    transformer: DiTConfig = field(default_factory=lambda: DiTConfig(width=192, layers=4, captions=96))
+    words: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, layers=2, head_width=24, mlp=256))
+    autoencoding: TrainConfig = TrainConfig(steps=500, batch=16, lr=2e-3, warmup=20, decay=0.5, weight_decay=0.0, eval_every=250)
+    prompts: TrainConfig = TrainConfig(steps=150, batch=64, lr=1e-3, warmup=20, decay=0.5, weight_decay=0.05)
+    painting: TrainConfig = TrainConfig(steps=1500, batch=32, lr=1e-3, warmup=50, weight_decay=0.02, ema=0.995, eval_every=250)
+    shown: int = 16                                                    # prompts in the grids
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fields", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
+    parser.add_argument("--data", type=Path, help="imagefolder or parquet with text (default: scikit-learn's digits)")
+    parser.add_argument("--run", type=Path, default=Path("runs/image"), help="folder of the run (default: runs/image)")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --run stopped")
+    args = parser.parse_args()
+    plan = override(Plan(), args.fields)
+    data, captions = pictures_of(args.data, plan.size) if args.data else sklearn_digits(plan.size)
+    train(plan, data, captions, args)
+
+
+def train(plan, data, captions, args):
+    """The three parts, one after another."""
+    def run(part, **hooks):
+        words = {"title": f"Painter: {part}", "Data": f"{len(data.pixels)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
+        return Run(args.run / part, args.resume, card=words, **hooks)
+
+    torch.manual_seed(0)
+    tokenizer = train_prompt_tokenizer(captions, min(3000, 300 + len({w for c in captions for w in c.split()})), length=48)
+    cfg = AutoencoderConfig(plan.channels, latent=plan.latent, size=plan.size)
+    autoencoder = train_autoencoder(Autoencoder(cfg), data, plan.autoencoding, run=run("autoencoder"))
+    encoder = TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"]))
+    alignment = train_prompts(Alignment(encoder, PictureTower()), tokenizer, data, plan.prompts, run=run("prompts"))
+    sizes = [f"channels={plan.latent}", f"out_channels={plan.latent}", f"size={plan.size // cfg.shrink}", f"captions={plan.words.width}"]
+    painter = Painter(DiT(override(plan.transformer, sizes)), alignment.encoder, autoencoder)
+    shown = [captions[i] for i in np.linspace(0, len(captions) - 1, plan.shown).astype(int)]
+
+    def sample(model, folder, step):
+        pictures = TextToImage(model.painter, tokenizer).draw(shown, range(plan.shown), DrawSettings(steps=12))
+        to_pil(grid(pictures, 8)[None])[0].save(folder / f"{step:06d}.png")
+        (folder / "prompts.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
+
+    hooks = {"sample": sample, "export": lambda model: pipeline_files(model.painter, tokenizer)}
+    train_transformer(painter, alignment.tower, tokenizer, data, config=plan.painting, run=run("painter", **hooks))
+
+
+def pictures_of(folder, size):
+    """A folder of captioned pictures -> (Captioned, captions); the same caption is the same thing."""
+    rows = image_folder(folder)
+    captions = [row["text"] for row in rows]
+    pixels = torch.stack([square(row["image"], size) for row in rows])
+    number = {text: i for i, text in enumerate(dict.fromkeys(captions))}
+    things = torch.tensor([number[text] for text in captions])
+    return Captioned(pixels, lambda i, rng: captions[i], things, np.ones(len(captions))), captions
+
+
+def sklearn_digits(size):
+    """scikit-learn's digits (8x8), enlarged, dark on white -> (Captioned, captions): each may be said in several ways."""
+    from sklearn.datasets import load_digits
+    digits = load_digits()
+    ink = torch.from_numpy(digits.images).float()[:, None] / 16                             # (N, 1, 8, 8)
+    large = torch.nn.functional.interpolate(ink, size=(size, size), mode="bicubic").clamp(0, 1)
+    pixels = ((1 - large) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    labels = [int(label) for label in digits.target]
+    rng = np.random.default_rng(0)
+    captions = [digit_caption(label, rng) for label in labels]
+    data = Captioned(pixels, lambda i, rng: digit_caption(labels[i], rng), torch.tensor(labels), np.ones(len(labels)))
+    return data, captions
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""How a painter is trained from captioned pictures, in three parts that `fit` runs one after another.
+
+    autoencoder    pictures <-> latents, then standardised
+    prompts        the prompt encoder, contrastively against the pictures; frozen afterwards
+    transformer    flow matching on the latents, under the prompts' states
+
+examples/train_image.py does it for any folder, imagegen/train_painter.py for the painter that ships."""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gencore.data import own_rows
+from gencore.diffusion import flow_loss, logit_normal
+from gencore.text_encoder import encode_prompts
+from gencore.train import fit
+from gencore.transformer import Memory
+from imagegen.alignment import alignment_loss
+from imagegen.autoencoder import autoencoder_loss
+from imagegen.data import to_unit
+
+
+@dataclass(frozen=True, eq=False)
+class Captioned:
+    """Pictures, what may be said of each, and how often each is shown."""
+    pixels: torch.Tensor            # (N, 3, S, S) uint8
+    caption: Callable               # (i, rng) -> a caption of picture i; another wording each time, if there are several
+    things: torch.Tensor            # (N,) long: pictures of one thing have one number; contrast is between things
+    weights: np.ndarray             # (N,) how often a picture is drawn, in proportion
+
+    def draw(self, count, rng):
+        """count picture numbers (count,)."""
+        chances = np.cumsum(self.weights)
+        return np.searchsorted(chances, rng.random(count) * chances[-1], side="right").clip(max=len(self.weights) - 1)
+
+
+class CaptionedBatches:
+    """batch(step) of drawn pictures as a pure function of the step; `columns(indices, rng)` says what a batch holds."""
+
+    def __init__(self, data, batch, seed, columns):
+        self.data, self.rows, self.seed, self.columns = data, batch, seed, columns
+
+    def batch(self, step, rank=0, world=1):
+        rng = np.random.default_rng((self.seed, step, rank))
+        own = own_rows(self.rows, rank, world)
+        return self.columns(self.data.draw(own.stop - own.start, rng), rng)
+
+
+# ---- the three parts ----
+
+def train_autoencoder(model, data, config, *, run):
+    """Autoencoder + Captioned -> the trained Autoencoder, its latents standardised."""
+    def loss(model, batch, generator):
+        pictures = to_unit(batch["pixels"]).contiguous(memory_format=torch.channels_last)
+        return autoencoder_loss(model, pictures, generator) * len(pictures), len(pictures)
+
+    batches = CaptionedBatches(data, config.batch, config.seed, lambda rows, rng: {"pixels": data.pixels[rows]})
+    model = fit(model.to(memory_format=torch.channels_last), loss, batches, config, run=run).eval()
+    latents = encode_all(model, data.pixels[data.draw(1024, np.random.default_rng(config.seed))])
+    model.standardise(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    return model.requires_grad_(False)
+
+
+def train_prompts(model, tokenizer, data, config, *, run):
+    """Alignment + Captioned -> the trained Alignment; its encoder is what the painter reads with."""
+    length = tokenizer.config["model_max_length"]
+
+    def columns(rows, rng):
+        ids, keep, _ = encode_prompts(tokenizer, [data.caption(row, rng) for row in rows], length)
+        things = data.things[rows]
+        return {"ids": ids, "keep": keep, "pixels": data.pixels[rows], "same": things[:, None] == things[None]}
+
+    def loss(model, batch, generator):
+        pictures = {"pictures": to_unit(batch["pixels"])}
+        return alignment_loss(model, batch | pictures) * len(batch["ids"]), len(batch["ids"])
+
+    return fit(model, loss, CaptionedBatches(data, config.batch, config.seed, columns), config, run=run).eval().requires_grad_(False)
+
+
+def train_transformer(painter, tower, tokenizer, data, *, config, run):
+    """Painter whose encoder and autoencoder are trained + Captioned -> the painter, its transformer trained."""
+    length = tokenizer.config["model_max_length"]
+    latents, places = encode_all(painter.autoencoder, data.pixels), places_of(tower, data.pixels)
+
+    def columns(rows, rng):
+        captions = ["" if rng.random() < 0.1 else data.caption(row, rng) for row in rows]             # "" teaches guidance its null
+        ids, keep, _ = encode_prompts(tokenizer, captions, length)
+        return {"latents": latents[rows], "places": places[rows].float(), "ids": ids, "keep": keep}
+
+    fit(Learner(painter, places.shape[1]), transformer_loss, CaptionedBatches(data, config.batch, config.seed, columns), config, run=run)
+    return painter.eval()
+
+
+class Learner(nn.Module):
+    """A painter, and a line that compares a middle layer with the picture tower (REPA, Yu et al. 2025); the line is not exported."""
+
+    def __init__(self, painter, tower_width):
+        super().__init__()
+        self.painter = painter
+        self.match = nn.Linear(painter.transformer.cfg.width, tower_width)
+        self.middle = None
+        blocks = painter.transformer.transformer.blocks
+        blocks[len(blocks) // 3].register_forward_hook(self._look)
+
+    def _look(self, block, inputs, states):
+        self.middle = states                                                            # (B, P, D)
+
+    def likeness(self, places):
+        """places (B,W,h,w) of the clean picture -> cosine to the middle layer, mean over places (B,)."""
+        side = int(self.middle.shape[1] ** 0.5)
+        wanted = F.adaptive_avg_pool2d(places, side).flatten(2).transpose(1, 2)         # (B, P, W)
+        return F.cosine_similarity(self.match(self.middle), wanted, dim=-1).mean(1)
+
+
+def transformer_loss(model, batch, generator, *, alignment=0.5):
+    """Flow matching at levels with more noise than data, and half of one minus the likeness -> (sum, pictures)."""
+    painter, latents = model.painter, batch["latents"]
+    with torch.no_grad():
+        prompt = Memory(painter.text_encoder(batch["ids"], batch["keep"]), batch["keep"])
+    levels = logit_normal(len(latents), generator, mean=0.3).to(latents)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    losses = flow_loss(lambda x, t: painter.transformer(x, t, prompt), latents, noise, levels)
+    return (losses + alignment * (1 - model.likeness(batch["places"]))).sum(), len(latents)
+
+
+# ---- made once ----
+
+@torch.no_grad()
+def encode_all(autoencoder, pixels):
+    """pixels (N,3,S,S) uint8 -> mean latents (N,C,h,w)."""
+    return torch.cat([autoencoder.encode(to_unit(part))[0] for part in pixels.split(64)])
+
+
+@torch.no_grad()
+def places_of(tower, pixels):
+    """pixels (N,3,S,S) uint8 -> the tower's places (N,W,4,4), unit length, float16."""
+    return torch.cat([F.normalize(tower.eval().places(to_unit(part)), dim=1).half() for part in pixels.split(256)])
