@@ -215,6 +215,17 @@ def test_gradients_reach_every_weight():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+def test_training_goes_on_after_a_look_in_inference_mode():
+    """Rates that depend on the length are made in the forward: those made in inference mode must not reach a backward."""
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 4}
+    model, x = Transformer(replace(LLAMA, rotary=RotaryConfig(scaling=scaling))), torch.randn(B, T, D)
+    with torch.inference_mode():
+        seen = model(x, causal())
+    out = model(x, causal())
+    out.sum().backward()
+    close(out, seen.clone())
+
+
 def test_the_same_seed_makes_the_same_weights_and_residual_writers_start_small():
     torch.manual_seed(3)
     first = Transformer(replace(LLAMA, layers=8))
