@@ -6,6 +6,7 @@ import torch
 
 from audiogen.audio import Audio, level
 from gencore.check import DataError
+from gencore.data import own_rows
 from gencore.data_folder import audio_folder
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -39,9 +40,10 @@ class Windows:
         self.clips, self.length, self.rows, self.seed = clips, length, batch, seed
 
     def batch(self, step, rank=0, world=1):
-        generator = seeded(self.seed, step, rank)
-        chosen = torch.randint(len(self.clips), (self.rows // world,), generator=generator)
-        return {"waveform": torch.stack([self._piece(self.clips[i].waveform, generator) for i in chosen.tolist()])[:, None]}
+        generator = seeded(self.seed, step)
+        chosen = torch.randint(len(self.clips), (self.rows,), generator=generator)
+        pieces = torch.stack([self._piece(self.clips[i].waveform, generator) for i in chosen.tolist()])       # (B, length)
+        return {"waveform": pieces[own_rows(self.rows, rank, world), None]}
 
     def _piece(self, waveform, generator):
         room = len(waveform) - self.length
@@ -103,10 +105,9 @@ class CodeBatches:
             raise DataError(f"{len(codes)} clips are fewer than a batch of {batch}: give more clips or a smaller batch")
 
     def batch(self, step, rank=0, world=1):
-        each = self.rows // world
-        chosen = self._batches(step)[rank * each:(rank + 1) * each]
+        chosen = self._batches(step)[own_rows(self.rows, rank, world)]
         longest = int(self.lengths[chosen].max())
-        codes = torch.full((each, len(self.codes[0]), longest), self.filler)
+        codes = torch.full((len(chosen), len(self.codes[0]), longest), self.filler)         # (B, K, T)
         for row, i in enumerate(chosen.tolist()):
             codes[row, :, :self.lengths[i]] = self.codes[i]
         return {"codes": codes, "lengths": self.lengths[chosen], "words": self.words[chosen], "voices": self.voices[chosen]}

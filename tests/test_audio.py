@@ -144,3 +144,4 @@ def test_windows_are_a_function_of_the_step(tmp_path):
     data = Windows(read_clips(tmp_path, 8000), 1024, batch=4)
     assert data.batch(3)["waveform"].shape == (4, 1, 1024) and data.batch(3)["waveform"].equal(data.batch(3)["waveform"])
     assert not data.batch(3)["waveform"].equal(data.batch(4)["waveform"])
+    assert torch.cat([data.batch(3, rank, 2)["waveform"] for rank in (0, 1)]).equal(data.batch(3)["waveform"])
