@@ -5,7 +5,7 @@
     python examples/train_image.py --resume                             goes on after Ctrl-C
     python examples/train_image.py size=64 painting.steps=20000         any field of Plan below
 
-Three trainings one after another, each with its folder (loss.png, samples/, model/) under --run:
+Three trainings one after another, each with its folder (loss.png, samples/, model/) under --out:
   autoencoder   pictures <-> latents. On the digits the loss falls from 3 to about 0.4.
   prompts       the prompt encoder against the pictures, contrastively. The loss falls from 4 to about 2.5 (many digits are the same).
   painter       flow matching. The loss falls from 2.3 to about 0.8; samples/ has a grid of the same prompts at each evaluation.
@@ -47,8 +47,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fields", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
     parser.add_argument("--data", type=Path, help="imagefolder or parquet with text (default: scikit-learn's digits)")
-    parser.add_argument("--run", type=Path, default=Path("runs/image"), help="folder of the run (default: runs/image)")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --run stopped")
+    parser.add_argument("--out", type=Path, default=Path("runs/image"), help="run folder (default: runs/image)")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     args = parser.parse_args()
     plan = override(Plan(), args.fields)
     data, captions = pictures_of(args.data, plan.size) if args.data else sklearn_digits(plan.size)
@@ -59,7 +59,7 @@ def train(plan, data, captions, args):
     """The three parts, one after another."""
     def run(part, **hooks):
         words = {"title": f"Painter: {part}", "Data": f"{len(data.pixels)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
-        return Run(args.run / part, args.resume, card=words, **hooks)
+        return Run(args.out / part, args.resume, card=words, **hooks)
 
     torch.manual_seed(0)
     tokenizer = train_prompt_tokenizer(captions, min(3000, 300 + len({w for c in captions for w in c.split()})), length=48)

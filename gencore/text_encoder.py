@@ -20,7 +20,7 @@ END, PAD = "</s>", "<pad>"
 @dataclass(frozen=True)
 class TextEncoderConfig:
     """Sizes of the encoder; the rest is T5's."""
-    vocab: int = 2048            # V
+    vocab: int = 3072            # V
     width: int = 192             # D
     layers: int = 2
     heads: int = 4               # N
@@ -56,7 +56,7 @@ class TextEncoder(nn.Module):
         return self.transformer(self.tokens(ids), None if keep is None else padding(keep))
 
 
-def train_prompt_tokenizer(captions, vocab=2048, length=32):
+def train_prompt_tokenizer(captions, vocab=3072, length=32):
     """Captions -> Tokenizer in T5's manner: lower case, a space before the first word, </s> at the end; "" is </s> alone."""
     from tokenizers import normalizers, pre_tokenizers, processors
     tokenizer = train_bpe((" " + text.lower() for text in captions), vocab, specials=(PAD, END), length=length)

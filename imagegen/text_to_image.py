@@ -232,15 +232,16 @@ def read_part(folder, family, Part, select=lambda tensors: tensors):
 
 
 def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):
-    """Files of a folder that diffusers and `from_pretrained` open, for `save_folder`."""
+    """Files of a folder that diffusers and `from_pretrained` open, for `save_folder`.
+
+    T5's config says float32 whatever is stored: transformers would go by the file, diffusers takes float32, and they must agree."""
     files = {"model_index.json": {"_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.42.1", **{k: list(v) for k, v in PARTS.items()}},
              "scheduler/scheduler_config.json": {**SCHEDULER, "flow_shift": shift}}
     parts = (("transformer", "diffusion_pytorch_model", PIXART, painter.transformer),
              ("vae", "diffusion_pytorch_model", AUTOENCODER_KL, painter.autoencoder), ("text_encoder", "model", T5, painter.text_encoder))
     for folder, weights, family, module in parts:
         state = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
-        config = family.to_theirs(module.cfg)
-        files[f"{folder}/config.json"] = config | ({"dtype": str(dtype).removeprefix("torch.")} if "dtype" in config else {})
+        files[f"{folder}/config.json"] = family.to_theirs(module.cfg)
         files[f"{folder}/{weights}.safetensors"] = family.export_state(module.cfg, state)
     return files | {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
 

@@ -4,8 +4,24 @@ import pytest
 import torch
 
 from gencore.check import ConfigError, InputError
-from gencore.diffusion import (FLOW, VE, VP, cosine_betas, data_from, denoiser, edm_denoiser, edm_loss, flow_levels, flow_loss, karras_levels,
-                               linear_betas, log_normal, logit_normal, target, vp_levels)
+from gencore.diffusion import (
+    FLOW,
+    VE,
+    VP,
+    cosine_betas,
+    data_from,
+    denoiser,
+    edm_denoiser,
+    edm_loss,
+    flow_levels,
+    flow_loss,
+    karras_levels,
+    linear_betas,
+    log_normal,
+    logit_normal,
+    target,
+    vp_levels,
+)
 
 
 @pytest.mark.parametrize("path", [FLOW, VE, VP], ids=["flow", "ve", "vp"])

@@ -1,0 +1,147 @@
+"""Figures of the shipped painter: digits and emoji read by independent judges, ceilings and floors beside; speed against diffusers.
+
+    python -m benchmarks.image --data FOLDER          (a folder with mnist/ and emoji/, each with train.parquet and test.parquet)
+    python -m benchmarks.image --speed                (needs no data: equal shapes, random weights)
+
+Trains the judges first (six CPU minutes; kept in --judges for the next time). Writes benchmarks/results/image.json and two grids beside it."""
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.image_judges import DigitJudge, EmojiJudge, train_judge, verdicts
+from gencore.checkpoint import load_tensors, save_folder
+from gencore.recipe import versions
+from imagegen import TextToImage
+from imagegen.data import DIGIT_WORDINGS, DIGITS, cached, digits, emoji, grid, to_pil, to_unit
+from imagegen.emoji_names import COMMON
+from imagegen.training import encode_all
+
+RESULTS = Path(__file__).parent / "results"
+TWENTY = ("red apple", "pizza", "dog face", "sunflower", "red heart", "house", "rocket", "grinning face", "automobile", "star", "ghost",
+          "soccer ball", "penguin", "cherries", "birthday cake", "umbrella", "robot", "tropical fish", "light bulb", "guitar")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with mnist/ and emoji/")
+    parser.add_argument("--speed", action="store_true", help="time against diffusers instead")
+    parser.add_argument("--painter", default="painter")
+    parser.add_argument("--style", default="noto", help="of the emoji that are asked for")
+    parser.add_argument("--judges", type=Path, default=Path("runs/judges/image"), help="where the trained judges and the pictures are kept")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if not args.data and not args.speed:
+        parser.error("give --data FOLDER (mnist/ and emoji/), or --speed")
+    figures = {**(quality(args) if args.data else {}), **(speed(args.painter) if args.speed else {})}
+    path = RESULTS / "image.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(kept | figures | {"versions": versions()}, indent=2) + "\n")
+    for name, value in figures.items():
+        print(f"{name:44} {value:.3f}" if isinstance(value, float) else f"{name:44} {value}")
+
+
+def quality(args):
+    """Shares of drawn pictures that the judges read as asked."""
+    real = {"mnist": lambda split: cached(args.judges, f"mnist-{split}", lambda: digits(args.data / "mnist", split)),
+            "emoji": lambda split: cached(args.judges, f"emoji-{split}", lambda: emoji(args.data / "emoji", split))}
+    digit_judge, emoji_judge = judges(args.judges, real)
+    painter = TextToImage.from_pretrained(args.painter)
+    return {**digit_figures(painter, digit_judge, real["mnist"]("test"), args.seed),
+            **emoji_figures(painter, emoji_judge, real["emoji"]("train"), args)}
+
+
+def judges(folder, real):
+    """The two judges, trained or read."""
+    digit_judge, emoji_judge = DigitJudge(), EmojiJudge(len(COMMON))
+    for name, judge in (("digit", digit_judge), ("emoji", emoji_judge)):
+        place = folder / name
+        if (place / "model.safetensors").is_file():
+            judge.load_state_dict(load_tensors(place / "model.safetensors"))
+            judge.eval()
+            continue
+        if name == "digit":
+            pictures = real["mnist"]("train")
+            labels = torch.tensor([row["label"] for row in pictures.rows])
+            train_judge(judge, pictures.pixels, labels, steps=1600, augment=False)
+        else:
+            pictures = real["emoji"]("train").where(lambda row: row["name"] in COMMON)
+            labels = torch.tensor([COMMON.index(row["name"]) for row in pictures.rows])
+            train_judge(judge, pictures.pixels, labels, steps=2500)
+        save_folder(place, {"model.safetensors": judge.state_dict()})
+    return digit_judge, emoji_judge
+
+
+def draw(painter, prompts, seed):
+    """Prompts -> pictures (B,3,64,64) in [-1,1]."""
+    return painter(prompts, seed=seed, output_type="pt") * 2 - 1
+
+
+def digit_figures(painter, judge, test, seed):
+    """500 digits in every wording; ceilings: real test digits, and those after the autoencoder."""
+    labels = torch.tensor([row["label"] for row in test.rows])
+    asked = [(i % 10, DIGIT_WORDINGS[i // 10 % len(DIGIT_WORDINGS)]) for i in range(500)]
+    drawn = draw(painter, [wording.format(word=DIGITS[digit], figure=digit) for digit, wording in asked], seed)
+    to_pil(grid(drawn[:100], 20)[None])[0].save(RESULTS / "digits.png")
+    rebuilt = painter.painter.autoencoder.decode(encode_all(painter.painter.autoencoder, test.pixels[:1000]))
+    wanted = torch.tensor([digit for digit, _ in asked])
+    return {"digits: 500 drawn, read as asked": share(verdicts(judge, drawn), wanted),
+            "digits: real test pictures (ceiling)": share(torch.cat([verdicts(judge, to_unit(p)) for p in test.pixels.split(500)]), labels),
+            "digits: through the autoencoder (ceiling)": share(verdicts(judge, rebuilt), labels[:1000])}
+
+
+def emoji_figures(painter, judge, real, args):
+    """The 200 common names drawn once; ceilings: the real pictures, and those after the autoencoder; floor: chance."""
+    place = {row["name"]: i for i, row in enumerate(real.rows) if row["style"] == args.style}
+    truth = real.pixels[[place[name] for name in COMMON]]
+    drawn = draw(painter, [f"{name}, {args.style.replace('-', ' ')} style" for name in COMMON], args.seed)
+    twenty = draw(painter, [f"{name}, {args.style.replace('-', ' ')} style" for name in TWENTY], args.seed)
+    to_pil(grid(twenty, 5)[None])[0].resize((660, 528)).save(RESULTS / "twenty.png")
+    wanted = torch.arange(len(COMMON))
+    autoencoder = painter.painter.autoencoder
+    return {"emoji: 200 common names drawn, named right": share(verdicts(judge, drawn), wanted),
+            "emoji: right among the judge's first five": share_of_five(judge, drawn),
+            "emoji: real pictures (ceiling)": share(verdicts(judge, to_unit(truth)), wanted),
+            "emoji: through the autoencoder (ceiling)": share(verdicts(judge, autoencoder.decode(encode_all(autoencoder, truth))), wanted),
+            "emoji: chance (floor)": 1 / len(COMMON)}
+
+
+def share(found, wanted):
+    return float((found == wanted).float().mean())
+
+
+@torch.no_grad()
+def share_of_five(judge, pictures):
+    best = torch.cat([judge(part).topk(5).indices for part in pictures.split(200)])
+    return float((best == torch.arange(len(pictures))[:, None]).any(1).float().mean())
+
+
+def speed(name, rounds=7):
+    """Seconds for one batch of eight prompts, 20 steps, guidance 3: ours and diffusers' pipeline on the same folder, alternating; medians."""
+    from diffusers import DiffusionPipeline
+
+    from gencore.checkpoint import resolve
+    prompts = ["a handwritten seven", "slice of pizza, noto style"] * 4
+    ours, theirs = TextToImage.from_pretrained(name), DiffusionPipeline.from_pretrained(resolve(name, "imagegen"))
+    theirs.set_progress_bar_config(disable=True)
+    ways = {"ours": lambda: ours(prompts, seed=0, progress=False, output_type="np"),
+            "diffusers": lambda: theirs(prompts, num_inference_steps=20, guidance_scale=3.0, height=64, width=64, output_type="np",
+                                        use_resolution_binning=False, clean_caption=False, max_sequence_length=32)}
+    times = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way, run in ways.items():
+            began = time.process_time()
+            run()
+            if turn:                                                        # the first round warms up
+                times[way].append(time.process_time() - began)
+    middle = {way: statistics.median(values) for way, values in times.items()}
+    return {"speed: ours, CPU-s for 8 pictures": middle["ours"], "speed: diffusers, CPU-s for 8 pictures": middle["diffusers"],
+            "speed: times as fast as diffusers": middle["diffusers"] / middle["ours"]}
+
+
+if __name__ == "__main__":
+    main()
