@@ -2,7 +2,7 @@
 
     python examples/train_text.py                                   Python's own standard library as text: minutes on a CPU
     python examples/train_text.py --data FOLDER --out runs/mine     .txt files in a folder, or parquet with a text column
-    python examples/train_text.py --data FOLDER --preset novelist   the model that ships as "novelist" (an hour and a half on one core)
+    python examples/train_text.py --data FOLDER --preset novelist   the model that ships as "novelist" (an hour on one core)
     python examples/train_text.py width=192 train.steps=2000        any field of TextRun or gencore.train.TrainConfig
 
 Ctrl-C saves; the same command with --resume goes on. The run folder holds the loss plot, samples/, metrics.jsonl, checkpoints/ and in the
@@ -45,7 +45,7 @@ class TextRun:
 
 
 NOVELIST = TextRun(vocab=8192, context=512, width=320, layers=4, heads=5, mlp=832, tied=False, prompt="It was a dark night, and",
-                   train=TrainConfig(steps=1000, batch=8, lr=3e-3, muon_lr=6e-3, warmup=50, decay=0.4, ema=0.99, eval_every=100, save_every=100))
+                   train=TrainConfig(steps=835, batch=8, lr=3e-3, muon_lr=6e-3, warmup=50, decay=0.4, eval_every=100, save_every=100))
 PRESETS = {"small": TextRun(), "novelist": NOVELIST}
 
 

@@ -230,3 +230,42 @@ def test_it_overfits_a_sentence():
     with tempfile.TemporaryDirectory() as folder:
         fit(model.train(), loss, TokenWindows(ids, 32, 4), config, run=Run(folder, export=lambda model: model.files(), progress=False))
     assert bits_per_byte(model.eval(), [TEXT]) < 0.4
+
+
+# ---- the shipped model: figures that change when its weights, or anything under them, change ----
+
+PASSAGE = ("The old man came into the room and shut the door behind him. He did not look at the fire, nor at the table where the supper "
+           'had been laid, but stood for a long time at the window with his hands behind his back.\n\n"You have been to the village," said his daughter at last.\n\n'
+           '"I have been to the village," he answered, "and I wish that I had stayed at home."')
+
+
+GOLDEN_BITS = 1.1061
+GOLDEN_TEXT = "It was a dark night, and the rain was a little, and the white-cest, and the white-cest, and the white-cest"
+
+
+@pytest.fixture(scope="module")
+def novelist():
+    return CausalLM.from_pretrained("novelist")
+
+
+def test_the_novelist_reads_a_passage_as_it_did(novelist):
+    assert bits_per_byte(novelist, [PASSAGE]) == pytest.approx(GOLDEN_BITS, abs=0.002)
+
+
+def test_the_novelist_goes_on_as_it_did(novelist):
+    assert novelist.generate("It was a dark night, and the rain", max_new_tokens=24, temperature=0) == GOLDEN_TEXT
+
+
+def test_the_novelist_opens_in_transformers_with_the_same_greedy_tokens(novelist):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from gencore.checkpoint import resolve
+    folder = resolve("novelist", "textgen")
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    said = theirs.generate(**tokenizer("My dear Watson", return_tensors="pt"), max_new_tokens=40, do_sample=False)
+    assert tokenizer.decode(said[0], skip_special_tokens=True) == novelist.generate("My dear Watson", max_new_tokens=40, temperature=0)
+
+
+def test_int8_costs_the_novelist_little(novelist):
+    quick = CausalLM.from_pretrained("novelist", quantize="int8")
+    assert bits_per_byte(quick, [PASSAGE]) < bits_per_byte(novelist, [PASSAGE]) + 0.05
