@@ -235,10 +235,9 @@ def test_it_overfits_a_sentence():
 # ---- the shipped model: figures that change when its weights, or anything under them, change ----
 
 PASSAGE = ("The old man came into the room and shut the door behind him. He did not look at the fire, nor at the table where the supper "
-           'had been laid, but stood for a long time at the window with his hands behind his back.\n\n"You have been to the village," said his daughter at last.\n\n'
+           "had been laid, but stood for a long time at the window with his hands behind his back.\n\n"
+           '"You have been to the village," said his daughter at last.\n\n'
            '"I have been to the village," he answered, "and I wish that I had stayed at home."')
-
-
 GOLDEN_BITS = 1.1061
 GOLDEN_TEXT = "It was a dark night, and the rain was a little, and the white-cest, and the white-cest, and the white-cest"
 
