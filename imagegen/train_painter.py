@@ -58,8 +58,8 @@ def main():
 
 def train(plan, drawn, written, args):
     """The three parts, one after another."""
-    def run(part, **hooks):
-        return Run(args.run / part, args.resume, extend=True, card={"title": f"Painter: {part}"}, **hooks)
+    def run(part, *, sample=None, export=None):
+        return Run(args.run / part, args.resume, extend=True, card={"title": f"Painter: {part}"}, sample=sample, export=export)
 
     torch.manual_seed(0)
     everything = captioned(drawn, written, plan.digit_share)
@@ -74,9 +74,9 @@ def train(plan, drawn, written, args):
         to_pil(grid(pictures, 8)[None])[0].save(folder / f"{step:06d}.png")
 
     chosen = drawn.where(lambda row: row["style"] in plan.styles and row["group"] != "Flags")
-    hooks = {"sample": sample, "export": lambda model: pipeline_files(model.painter, tokenizer, dtype=torch.bfloat16)}
+    export = lambda model: pipeline_files(model.painter, tokenizer, dtype=torch.bfloat16)
     train_transformer(painter, alignment.tower, tokenizer, captioned(chosen, written, plan.digit_share, favour=6.0),
-                      config=plan.painting, run=run("transformer", **hooks))
+                      config=plan.painting, run=run("transformer", sample=sample, export=export))
 
 
 def captioned(drawn, written, digit_share, favour=1.0):
