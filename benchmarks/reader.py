@@ -1,8 +1,9 @@
-"""Figures of the shipped reader on pictures it has never seen: digits, emoji concepts and skin tones; with floor and ceiling.
+"""Figures of the shipped reader on pictures it has never seen: digits, emoji concepts and skin tones; with figures to compare.
 
     python -m benchmarks.reader --data FOLDER         (mnist/ and emoji/ inside, parquet with a train and a test split)
 
-Floor: the caption of the nearest training picture (16x16 averages). Ceiling: emoji that the reader was trained on.
+Beside it: emoji that the reader was trained on, and the caption of the nearest training picture (16x16 averages), which knows a
+concept by its drawing and mixes up the tones: the test emoji are training drawings in another tone or gender.
 A concept is right when the words of the name without "... skin tone" and without man, woman, person, boy, girl, child and their
 plurals are the same, in the same order; a skin tone when the name says that tone (counted over the pictures that have one).
 Writes benchmarks/results/reader.json."""
@@ -39,8 +40,8 @@ def main():
     few = picked(digits, range(0, len(digits["captions"]), 5))
     figures["reader, test, blurred (one digit in five)"] = {**digit_figures(read(reader, few, blur=1.0), few),
                                                             **emoji_figures(read(reader, emoji, blur=1.0), emoji)}
-    figures[f"ceiling: reader, {len(some):,} emoji of train"] = emoji_figures(read(reader, seen), seen)
-    figures["floor: nearest training picture"] = {**digit_figures(nearest(digits, known_digits), digits),
+    figures[f"reader, {len(some):,} emoji of train"] = emoji_figures(read(reader, seen), seen)
+    figures["compare: nearest training picture"] = {**digit_figures(nearest(digits, known_digits), digits),
                                                   **emoji_figures(nearest(emoji, known_emoji), emoji)}
     by_style = {}
     for style in sorted(set(emoji["styles"])):
@@ -58,7 +59,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/, parquet with a train and a test split")
     parser.add_argument("--model", default="reader", help="shipped name or folder (default: reader)")
-    parser.add_argument("--train-rows", type=int, default=1000, help="training emoji that are read for the ceiling (default: 1000)")
+    parser.add_argument("--train-rows", type=int, default=1000, help="training emoji that are read (default: 1000)")
     return parser.parse_args()
 
 

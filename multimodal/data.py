@@ -180,6 +180,6 @@ def emoji_rows(rows, repeats=None):
 
 
 def emoji_repeats(rows):
-    """How often an emoji comes while each digit comes once: 6 times in a skin tone, 9 times without, flags 3 times."""
-    return [3 if group == "Flags" else 9 if tone == "none" else 6
+    """How often an emoji comes while each digit comes once: 12 times in a skin tone, 18 times without, flags 6 times."""
+    return [6 if group == "Flags" else 18 if tone == "none" else 12
             for group, tone in zip(rows.column("group"), rows.column("skin_tone"))]
