@@ -1,6 +1,6 @@
 """Train a codec and a voice on your own clips, from nothing, on a CPU.
 
-    python examples/train_audio.py                                     notes that this script plays: about six minutes on one core
+    python examples/train_audio.py                                     notes that this script plays: minutes on one core
     python examples/train_audio.py --data FOLDER                       sound files and metadata.jsonl: file_name, text, speaker
     python examples/train_audio.py --resume                            goes on after Ctrl-C
     python examples/train_audio.py speaker.steps=2000 codec.width=96   any field of Plan below

@@ -1,6 +1,6 @@
 """Train a painter on your own pictures with captions, from nothing, on a CPU.
 
-    python examples/train_image.py                                      scikit-learn's 1,797 digits at 32x32: about eight minutes on one core
+    python examples/train_image.py                                      scikit-learn's 1,797 digits at 32x32: minutes on one core
     python examples/train_image.py --data FOLDER                        pictures and metadata.jsonl: file_name, text
     python examples/train_image.py --resume                             goes on after Ctrl-C
     python examples/train_image.py size=64 painting.steps=20000         any field of Plan below

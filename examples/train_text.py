@@ -7,7 +7,7 @@
 
 Ctrl-C saves; the same command with --resume goes on. The run folder holds the loss plot, samples/, metrics.jsonl, checkpoints/ and in the
 end model/, a folder that CausalLM.from_pretrained and transformers' AutoModelForCausalLM open. Without a column "split", the last
-twentieth of each text is held out. With the defaults expect about 1.6 bits per byte: code with names that make sense."""
+twentieth of each text is held out, and bits per byte are measured on it."""
 import argparse
 import sys
 import sysconfig

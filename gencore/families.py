@@ -135,12 +135,9 @@ class Family:
 
     def export_state(self, cfg, ours):
         """{our name: tensor} -> {their name: tensor}: a state dict that their library loads; tied copies are left out."""
-        left, theirs, tied = dict(ours), {}, []
+        left, theirs = dict(ours), {}
         for rule in self.rules(cfg):
-            if isinstance(rule, Drop):
-                continue
-            if isinstance(rule, Tie):
-                tied.append(rule.ours)
+            if isinstance(rule, (Tie, Drop)):
                 continue
             names = _tuple(rule.ours)
             found = _bindings(names, left)
