@@ -44,8 +44,9 @@ class TextRun:
                                                                    eval_every=100, save_every=100))
 
 
-NOVELIST = TextRun(vocab=8192, context=512, width=320, layers=4, heads=5, mlp=832, tied=False, prompt="It was a dark night, and",
-                   train=TrainConfig(steps=835, batch=8, lr=3e-3, muon_lr=6e-3, warmup=50, decay=0.4, eval_every=100, save_every=100))
+NOVELIST = TextRun(vocab=8192, context=512, width=320, layers=6, heads=5, mlp=896, prompt="It was a dark night, and",
+                   train=TrainConfig(steps=4000, batch=8, lr=3e-3, muon_lr=6e-3, warmup=50, decay=0.5, precision="bf16", eval_every=200,
+                                     save_every=200))
 PRESETS = {"small": TextRun(), "novelist": NOVELIST}
 
 

@@ -1,6 +1,4 @@
-"""Muon: momentum, then the nearest orthogonal matrix as the step (Jordan et al. 2024).
-
-torch.optim.Muon iterates in bfloat16, which a CPU without bfloat16 instructions does many times slower than float32."""
+"""Muon: momentum, then the nearest orthogonal matrix as the step (Jordan et al. 2024)."""
 import torch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)            # of Jordan's quintic: steep at 0, and near 1 only roughly 1
@@ -9,11 +7,27 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)            # of Jordan's quintic: steep
 def orthogonal(matrix, steps=5):
     """(m,n) -> roughly the orthogonal matrix nearest to it: all singular values near 1.
 
-    Newton-Schulz on the Gram matrix of the short side: the long side enters two products instead of 2 x steps.
-    Always float32: a Gram matrix squares the singular values, and in bfloat16 the small ones drown (error 1.2 on rank 16)."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
-    x = wide.float()                                                                 # (m, n), m <= n
+    In bfloat16 where the processor multiplies it (3 times as fast on AVX-512); elsewhere emulated bfloat16 would be many times slower."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()              # (m, n), m <= n
+    x = wide.float()
     x = x / x.norm().clamp(min=1e-7)
+    x = newton_schulz(x.bfloat16(), steps) if multiplies_bfloat16(matrix.device) else newton_schulz_by_gram(x, steps)
+    return (x if wide is matrix else x.t()).to(matrix.dtype)
+
+
+def newton_schulz(x, steps):
+    """x (m,n), norm 1: `steps` times x <- (a + b x x' + c (x x')^2) x."""
+    a, b, c = COEFFICIENTS
+    for _ in range(steps):
+        gram = x @ x.t()                                                             # (m, m)
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def newton_schulz_by_gram(x, steps):
+    """The same on the Gram matrix of the short side: the long side enters two products instead of 2 x steps.
+
+    For float32: a Gram matrix squares the singular values, and in bfloat16 the small ones drown (error 1.2 on rank 16)."""
     a, b, c = COEFFICIENTS
     gram, turn = x @ x.t(), None                                                     # (m, m)
     for step in range(steps):
@@ -22,8 +36,14 @@ def orthogonal(matrix, steps=5):
         turn = poly if turn is None else poly @ turn
         if step + 1 < steps:
             gram = poly @ gram @ poly                                                # they commute: all are polynomials of G
-    x = turn @ x
-    return (x if wide is matrix else x.t()).to(matrix.dtype)
+    return turn @ x
+
+
+def multiplies_bfloat16(device):
+    """Whether the device has instructions for products of bfloat16."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class Muon(torch.optim.Optimizer):

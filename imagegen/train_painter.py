@@ -31,15 +31,17 @@ TONES, PEOPLE = ("light", "medium-light", "medium", "medium-dark", "dark"), ("ma
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run can be told by key=value."""
-    styles: tuple[str, ...] = ("noto",)                # designs that the transformer learns; autoencoder and prompts learn all five
-    digits: int = 12000                                # of MNIST's pictures, the first
+    styles: tuple[str, ...] = tuple(STYLES)            # designs that the transformer learns; autoencoder and prompts learn all five
+    digits: int = 20000                                # of MNIST's pictures, the first
     digit_share: float = 0.25                          # of each batch
-    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(8, 24, 64, 96), groups=2))
+    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(32, 32, 64, 96)))
     words: TextEncoderConfig = TextEncoderConfig()
     transformer: DiTConfig = DiTConfig()
-    autoencoding: TrainConfig = TrainConfig(steps=4000, batch=8, lr=2e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99, eval_every=500)
-    prompts: TrainConfig = TrainConfig(steps=600, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05)
-    painting: TrainConfig = TrainConfig(steps=1800, batch=32, lr=1e-3, decay=0.3, weight_decay=0.02, ema=0.995, eval_every=250, save_every=250)
+    autoencoding: TrainConfig = TrainConfig(steps=3600, batch=16, lr=2e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
+                                            precision="bf16")
+    prompts: TrainConfig = TrainConfig(steps=1200, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05, precision="bf16")
+    painting: TrainConfig = TrainConfig(steps=10000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,
+                                        precision="bf16", eval_every=500, save_every=500)
 
 
 def main():
@@ -62,7 +64,7 @@ def train(plan, drawn, written, args):
         return Run(args.run / part, args.resume, extend=True, card={"title": f"Painter: {part}"}, sample=sample, export=export)
 
     torch.manual_seed(0)
-    everything = captioned(drawn, written, plan.digit_share)
+    everything = captioned(drawn, written, 0.1)
     autoencoder = train_autoencoder(Autoencoder(plan.autoencoder), everything, plan.autoencoding, run=run("autoencoder"))
     tokenizer = train_prompt_tokenizer(vocabulary(drawn), plan.words.vocab, length=32)
     alignment = Alignment(TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"])), PictureTower())

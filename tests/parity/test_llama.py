@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from tests.parity.causal import check_greedy_tokens, check_round_trip, random_model
 from textgen import CausalLM
 from textgen.families import family
 
@@ -23,47 +24,19 @@ CASES = {
 }
 
 
-def random_model(**changes):
+def model_of(**changes):
     from transformers import LlamaConfig, LlamaForCausalLM
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, **changes})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():                          # norms and biases too, and larger than they start
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return random_model(LlamaForCausalLM, LlamaConfig(**{**SMALL, **changes}))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_random_llama_comes_here_and_goes_back(case, tmp_path):
-    from transformers import AutoModelForCausalLM
-    theirs = random_model(**CASES[case])
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = CausalLM.from_pretrained(tmp_path / "theirs")
-    ids = torch.randint(0, 97, (2, 40))
-    with torch.no_grad():
-        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
-
-    ours.save_pretrained(tmp_path / "ours")
-    back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    assert back.state_dict().keys() == theirs.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), theirs.state_dict().values()))
-    with torch.no_grad():
-        torch.testing.assert_close(back(ids).logits, theirs(ids).logits, atol=0, rtol=0)
-    assert CausalLM.from_pretrained(tmp_path / "ours").cfg == ours.cfg
+    check_round_trip(model_of(**CASES[case]), tmp_path)
 
 
 @pytest.mark.parametrize("case", ["plain", "grouped queries", "llama3"])
 def test_greedy_tokens_are_the_same_through_both_caches(case, tmp_path):
-    from textgen.model import sampling_of
-    from textgen.text import Settings, run
-    theirs = random_model(**CASES[case])
-    theirs.save_pretrained(tmp_path)
-    ours = CausalLM.from_pretrained(tmp_path)
-    ids = torch.randint(2, 97, (1, 7))
-    wanted = theirs.generate(ids, max_new_tokens=30, do_sample=False)[0, 7:].tolist()
-    settings = Settings(max_new_tokens=30, temperature=0)
-    got = [tokens[0] for tokens in run(ours, ids.tolist(), sampling_of(settings), seeds=[0], settings=settings)]
-    assert got == wanted
+    check_greedy_tokens(model_of(**CASES[case]), tmp_path)
 
 
 def test_old_fields_of_rotary_positions_are_read():
@@ -74,7 +47,7 @@ def test_old_fields_of_rotary_positions_are_read():
 
 def test_a_head_that_differs_is_kept_whatever_the_configuration_says(tmp_path):
     import json
-    theirs = random_model()
+    theirs = model_of()
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
