@@ -47,7 +47,7 @@ def multiplies_bfloat16(device):
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only. The rate is scaled by 0.2 sqrt(max(m, n)), so that AdamW's rates and decay fit (Liu et al. 2025)."""
+    """For matrices, and convolutions as (out, in x kernel). The rate is scaled by 0.2 sqrt(max(m, n)), so that AdamW's rates and decay fit (Liu et al. 2025)."""
 
     def __init__(self, params, lr=1e-3, *, momentum=0.95, weight_decay=0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -62,6 +62,6 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(buffer, group["momentum"]))           # Nesterov
+                update = orthogonal(p.grad.lerp(buffer, group["momentum"]).flatten(1))           # Nesterov
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)

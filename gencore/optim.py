@@ -1,6 +1,7 @@
 """Which optimizer moves which weight, how the rate runs over the steps, and the running average of the weights.
 
-Muon (Jordan et al. 2024) moves the matrices inside the blocks, AdamW everything else: embeddings, norms, biases, heads, convolutions."""
+Muon (Jordan et al. 2024) moves the matrices inside the blocks, AdamW everything else: embeddings, norms, biases, heads, the first and last
+convolution."""
 from contextlib import contextmanager
 
 import torch
@@ -20,11 +21,14 @@ def schedule(step, config):
 def split_parameters(model, muon):
     """Trainable parameters -> (matrices for Muon, decayed for AdamW, plain for AdamW), each in the model's order.
 
-    A matrix is Muon's when it is the weight of an nn.Linear inside something called `blocks`; a tied weight is seen once."""
-    inside = {id(module.weight) for name, module in model.named_modules()
-              if isinstance(module, nn.Linear) and "blocks" in name.split(".")}
-    outside = {id(module.weight) for name, module in model.named_modules()
-               if isinstance(module, (nn.Linear, nn.Embedding)) and "blocks" not in name.split(".")}
+    A matrix is Muon's when it is the weight of a linear layer or an ungrouped convolution (out, in x kernel) inside something called
+    `blocks` or `..._block(s)`; a tied weight is seen once."""
+    inside, outside = set(), set()
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)):
+            held = any(part == "blocks" or part.endswith(("_block", "_blocks")) for part in name.split("."))
+            fits = not isinstance(module, nn.Embedding) and getattr(module, "groups", 1) == 1
+            (inside if held and fits else outside).add(id(module.weight))
     matrices, decayed, plain = [], [], []
     for parameter in model.parameters():
         if not parameter.requires_grad:

@@ -162,6 +162,16 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
         self.quant_conv = nn.Conv2d(2 * cfg.latent, 2 * cfg.latent, 1)
         self.post_quant_conv = nn.Conv2d(cfg.latent, cfg.latent, 1)
+        self._start()
+
+    @torch.no_grad()
+    def _start(self):
+        """Residual branches begin at zero, and latents with little noise: colours come through from the first steps."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+        nn.init.constant_(self.quant_conv.bias[self.cfg.latent:], -6.0)                # log-variance
 
     def encode(self, pictures):
         """pictures -> (mean, log-variance) of the latents, each (B,C,h,w)."""

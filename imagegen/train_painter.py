@@ -37,7 +37,7 @@ class Plan:
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(32, 32, 64, 96)))
     words: TextEncoderConfig = TextEncoderConfig()
     transformer: DiTConfig = DiTConfig()
-    autoencoding: TrainConfig = TrainConfig(steps=3600, batch=16, lr=2e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
+    autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
                                             precision="bf16")
     prompts: TrainConfig = TrainConfig(steps=1200, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05, precision="bf16")
     painting: TrainConfig = TrainConfig(steps=10000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,

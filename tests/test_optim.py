@@ -54,6 +54,18 @@ def test_muon_gets_the_matrices_inside_blocks_and_nothing_else(tied):
     assert len(matrices) + len(decayed) + len(plain) == len(list(model.parameters()))
 
 
+def test_muon_gets_convolutions_inside_blocks_but_no_grouped_ones():
+    model = nn.ModuleDict({"conv_in": nn.Conv2d(3, 8, 3), "mid_block": nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8))})
+    matrices, decayed, _ = split_parameters(model, muon=True)
+    assert names_of(model, matrices) == {"mid_block.0.weight"}
+    assert names_of(model, decayed) == {"conv_in.weight", "mid_block.1.weight"}
+    before, gradient = model["mid_block"][0].weight.detach().clone(), torch.randn(8, 8, 3, 3)
+    model["mid_block"][0].weight.grad = gradient
+    make_optimizer(model, TrainConfig(muon_lr=1e-2, weight_decay=0.0)).step()
+    moved = before - model["mid_block"][0].weight.detach()
+    torch.testing.assert_close(moved.flatten(1), 1e-2 * 0.2 * 72 ** 0.5 * orthogonal(gradient.flatten(1)), atol=1e-3, rtol=1e-2)
+
+
 def test_without_muon_rate_adamw_has_everything_and_frozen_weights_are_left_out():
     model = Words()
     model.embed.weight.requires_grad_(False)
