@@ -1,6 +1,8 @@
 """Muon: momentum, then the nearest orthogonal matrix as the step (Jordan et al. 2024)."""
 import torch
 
+from gencore.processor import multiplies_bfloat16
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)            # of Jordan's quintic: steep at 0, and near 1 only roughly 1
 
 
@@ -11,7 +13,7 @@ def orthogonal(matrix, steps=5):
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()              # (m, n), m <= n
     x = wide.float()
     x = x / x.norm().clamp(min=1e-7)
-    x = newton_schulz(x.bfloat16(), steps) if multiplies_bfloat16(matrix.device) else newton_schulz_by_gram(x, steps)
+    x = newton_schulz(x.bfloat16(), steps) if multiplies_bfloat16(matrix.device.type) else newton_schulz_by_gram(x, steps)
     return (x if wide is matrix else x.t()).to(matrix.dtype)
 
 
@@ -39,15 +41,10 @@ def newton_schulz_by_gram(x, steps):
     return turn @ x
 
 
-def multiplies_bfloat16(device):
-    """Whether the device has instructions for products of bfloat16."""
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 class Muon(torch.optim.Optimizer):
-    """For matrices, and convolutions as (out, in x kernel). The rate is scaled by 0.2 sqrt(max(m, n)), so that AdamW's rates and decay fit (Liu et al. 2025)."""
+    """For matrices, and convolutions as (out, in x kernel). Momentum by Nesterov.
+
+    The rate is scaled by 0.2 sqrt(max(m, n)), so that AdamW's rates and decay fit (Liu et al. 2025)."""
 
     def __init__(self, params, lr=1e-3, *, momentum=0.95, weight_decay=0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -24,14 +24,15 @@ from imagegen.emoji_names import COMMON
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
 from imagegen.training import Captioned, train_autoencoder, train_prompts, train_transformer
 
-SHOWN = [f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" for name in COMMON[:200:9][:22]]
+SHOWN = ([f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" for name in COMMON[:200:9][:17]]
+         + [f"red apple, {style} style" for style in STYLES.values()])
 TONES, PEOPLE = ("light", "medium-light", "medium", "medium-dark", "dark"), ("man", "woman", "person")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run can be told by key=value."""
-    styles: tuple[str, ...] = tuple(STYLES)            # designs that the transformer learns; autoencoder and prompts learn all five
+    noto: float = 4.0                                  # how often Noto's design is drawn to one of each other design
     digits: int = 20000                                # of MNIST's pictures, the first
     digit_share: float = 0.25                          # of each batch
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(32, 32, 64, 96)))
@@ -40,7 +41,7 @@ class Plan:
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
                                             precision="bf16")
     prompts: TrainConfig = TrainConfig(steps=1200, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05, precision="bf16")
-    painting: TrainConfig = TrainConfig(steps=10000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,
+    painting: TrainConfig = TrainConfig(steps=12000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,
                                         precision="bf16", eval_every=500, save_every=500)
 
 
@@ -75,19 +76,21 @@ def train(plan, drawn, written, args):
         pictures = TextToImage(model.painter, tokenizer).draw(SHOWN, range(len(SHOWN)), DrawSettings(steps=12))
         to_pil(grid(pictures, 8)[None])[0].save(folder / f"{step:06d}.png")
 
-    chosen = drawn.where(lambda row: row["style"] in plan.styles and row["group"] != "Flags")
+    chosen = drawn.where(lambda row: row["group"] != "Flags")
     export = lambda model: pipeline_files(model.painter, tokenizer, dtype=torch.bfloat16)
-    train_transformer(painter, alignment.tower, tokenizer, captioned(chosen, written, plan.digit_share, favour=6.0),
+    train_transformer(painter, alignment.tower, tokenizer, captioned(chosen, written, plan.digit_share, favour=6.0, noto=plan.noto),
                       config=plan.painting, run=run("transformer", sample=sample, export=export))
 
 
-def captioned(drawn, written, digit_share, favour=1.0):
-    """Emoji and digits as one set. A concept counts once, however many tones and genders it has; people, signs and flags count less."""
+def captioned(drawn, written, digit_share, *, favour=1.0, noto=1.0):
+    """Emoji and digits as one set. A concept counts once, however many tones and genders it has; people, signs and flags count less.
+
+    favour: how often a common name comes to a rare one; noto: how often that design comes to each other."""
     rows = [*drawn.rows, *written.rows]
     copies = Counter((row["concept"], row["style"]) for row in drawn.rows)
     less = {"People & Body": 0.35, "Symbols": 0.5, "Flags": 0.3}
-    weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) / copies[row["concept"], row["style"]]
-                        for row in drawn.rows])
+    weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) * (noto if row["style"] == "noto" else 1.0)
+                        / copies[row["concept"], row["style"]] for row in drawn.rows])
     weights = np.concatenate((weights / weights.sum() * (1 - digit_share), np.full(len(written), digit_share / len(written))))
     keys = [(row["concept"], row["gender"], row["skin_tone"], row["style"]) if "concept" in row else row["label"] for row in rows]
     numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}

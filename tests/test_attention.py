@@ -14,6 +14,7 @@ from gencore.attention import (
     CrossAttention,
     HeadNorm,
     attend,
+    attend_by_products,
     attend_eager,
     head_sizes,
 )
@@ -60,6 +61,22 @@ def test_a_float_mask_is_added_to_the_scores(form):
     q, k, v = qkv()
     bias = torch.randn(N, T, S)
     close(form(q, k, v, bias[None]).double(), attention_by_loops(q, k, v, bias=bias), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("kind", ["none", "causal", "bool", "float"])
+def test_bfloat16_by_products_is_attention_within_its_rounding(kind, groups):
+    q, k, v = qkv(groups, queries=S)
+    mask = {"none": None, "causal": CAUSAL, "bool": shaped(lambda b, t, s: s <= t + b, queries=S), "float": torch.randn(1, N, S, S)}[kind]
+    whole = [t.clone().requires_grad_() for t in (q, k, v)]
+    expected = attend_eager(*whole, mask, scale=0.7)[0]
+    for block in (3, 128):                                           # blocks of queries and their rest
+        parts = [t.clone().requires_grad_() for t in (q, k, v)]
+        out = attend_by_products(*parts, mask, scale=0.7, block=block)
+        assert out.dtype == torch.bfloat16
+        close(out.float(), expected, rtol=0.03, atol=0.03)
+        for a, b in zip(torch.autograd.grad(out.float().sum(), parts), torch.autograd.grad(expected.sum(), whole, retain_graph=True)):
+            assert (a - b).norm() < 0.03 * (1 + b.norm())
 
 
 def test_explained_weights_sum_to_one_and_give_the_output():
