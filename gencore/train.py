@@ -17,6 +17,7 @@ from gencore.check import CheckpointError, CommonthreadError, ConfigError, DataE
 from gencore.checkpoint import save_folder
 from gencore.config import to_dict
 from gencore.optim import EMA, Optimizers, make_optimizer, scale_gradients, schedule
+from gencore.processor import multiplies_bfloat16
 from gencore.run_folder import Run, append_metrics, checkpoints, draw_loss, load_state, model_card, save_checkpoint, truncate_metrics
 from gencore.watch import Pace, StopSignals
 
@@ -45,7 +46,7 @@ class TrainConfig:
     weight_decay: float = 0.1       # decoupled; not on norms and biases
     clip: float | None = 1.0        # largest gradient norm; None = no clipping
     ema: float | None = None        # decay of the running average that is exported; None = the weights themselves
-    precision: str = "float32"      # "float32", or "bf16": autocast over float32 weights
+    precision: str = "float32"      # "float32"; "bf16": autocast over float32 weights; "auto": bf16 where the processor multiplies it
     eval_every: int = 0             # steps between evaluations and samples; 0 = only at the end
     save_every: int = 500           # steps between checkpoints; 0 = only at the end
     seed: int = 0                   # of dropout, noise and everything else that fit draws
@@ -163,7 +164,7 @@ def accumulate(work, data, generator, stop):
         part = {name: x.to(accelerator.device) if torch.is_tensor(x) else x for name, x in part.items()}
         alone = accelerator.no_sync(work.objective) if i + 1 < len(parts) else nullcontext()      # processes meet once a step
         with alone:
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=lowers(config, accelerator.device)):
                 summed, targets = work.objective(part, generator)
             accelerator.backward(summed)
         work.part_losses.append(summed.detach())
@@ -173,6 +174,11 @@ def accumulate(work, data, generator, stop):
     if targets <= 0:
         raise DataError(f"the batch of step {work.step} has no targets: nothing can be learnt from it")
     return summed / targets, targets, stopping
+
+
+def lowers(config, device):
+    """Whether the products of this training are made in bfloat16."""
+    return config.precision == "bf16" or config.precision == "auto" and multiplies_bfloat16(device.type)
 
 
 def micro_batches(batch, config, world):
@@ -312,8 +318,8 @@ def check_config(config):
     for name in ("steps", "batch", "accumulate"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} should be at least 1, got {getattr(config, name)}")
-    if config.precision not in ("float32", "bf16"):
-        raise ConfigError(f'precision should be "float32" or "bf16", got "{config.precision}"')
+    if config.precision not in ("float32", "bf16", "auto"):
+        raise ConfigError(f'precision should be "float32", "bf16" or "auto", got "{config.precision}"')
     for name in ("seed", "warmup", "eval_every", "save_every"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name} should be 0 or more, got {getattr(config, name)}")

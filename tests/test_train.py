@@ -155,6 +155,15 @@ def test_bf16_trains_float32_weights_close_to_float32(tmp_path):
     assert [row["loss"] for row in half] != [row["loss"] for row in full]
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_auto_precision_is_bf16_exactly_where_the_processor_has_it(can, tmp_path, monkeypatch):
+    monkeypatch.setattr("gencore.train.multiplies_bfloat16", lambda kind: can)
+    config = replace(PLAIN, steps=3)
+    toy_fit(tmp_path / "auto", replace(config, precision="auto"))
+    toy_fit(tmp_path / "said", replace(config, precision="bf16" if can else "float32"))
+    assert [row["loss"] for row in metrics(tmp_path / "auto")] == [row["loss"] for row in metrics(tmp_path / "said")]
+
+
 def test_frozen_weights_stay_and_the_rest_moves(tmp_path):
     model = Toy()
     model.embed.weight.requires_grad_(False)
@@ -283,7 +292,7 @@ def test_threads_are_set_and_come_back(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change, words", [
     ({"steps": 0}, "steps should be at least 1, got 0"),
     ({"batch": 0}, "batch should be at least 1, got 0"),
-    ({"precision": "fp8"}, 'precision should be "float32" or "bf16", got "fp8"'),
+    ({"precision": "fp8"}, 'precision should be "float32", "bf16" or "auto", got "fp8"'),
     ({"decay": 1.5}, "expected 0 to 1, got 1.5"),
     ({"lr": 0.0}, "lr and muon_lr should be above 0"),
     ({"seed": -1}, "seed should be 0 or more, got -1"),
