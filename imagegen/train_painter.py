@@ -39,10 +39,10 @@ class Plan:
     words: TextEncoderConfig = TextEncoderConfig()
     transformer: DiTConfig = DiTConfig()
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
-                                            precision="bf16")
-    prompts: TrainConfig = TrainConfig(steps=1200, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05, precision="bf16")
+                                            precision="auto")
+    prompts: TrainConfig = TrainConfig(steps=1200, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05, precision="auto")
     painting: TrainConfig = TrainConfig(steps=12000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,
-                                        precision="bf16", eval_every=500, save_every=500)
+                                        precision="auto", eval_every=500, save_every=500)
 
 
 def main():

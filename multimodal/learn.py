@@ -29,7 +29,7 @@ class LearnConfig:
     longest: int = 32                  # tokens of a caption, at most
     check_rows: int = 500              # test rows that are read at an evaluation
     training: TrainConfig = field(default_factory=lambda: TrainConfig(
-        steps=5000, batch=64, lr=2e-3, muon_lr=2e-3, warmup=100, decay=0.5, weight_decay=0.05, ema=0.998, precision="bf16", eval_every=500,
+        steps=5000, batch=64, lr=2e-3, muon_lr=2e-3, warmup=100, decay=0.5, weight_decay=0.05, ema=0.998, precision="auto", eval_every=500,
         save_every=250, threads=1))
 
 
