@@ -3,6 +3,7 @@
     python examples/train_text.py                                   Python's own standard library as text: minutes on a CPU
     python examples/train_text.py --data FOLDER --out runs/mine     .txt files in a folder, or parquet with a text column
     python examples/train_text.py --data FOLDER --preset novelist   the model that ships as "novelist" (1.5 hours on a core with bf16)
+    python examples/train_text.py --data FOLDER --start novelist    goes on from a model's weights, tokenizer and shape on other text
     python examples/train_text.py width=192 train.steps=2000        any field of TextRun or gencore.train.TrainConfig
 
 Ctrl-C saves; the same command with --resume goes on, for longer with another train.steps. The run folder holds the loss plot, samples/,
@@ -55,6 +56,7 @@ def arguments():
     parser.add_argument("--data", type=Path, help="folder of .txt files, one text file, or parquet; default: Python's standard library")
     parser.add_argument("--out", type=Path, default=Path("runs/text"), help="run folder (default runs/text)")
     parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--start", help="a model to go on from: a shipped name, a folder, or a Hub id; its shape and tokenizer stay")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of TextRun, or train.<field of TrainConfig>")
     return parser.parse_args()
@@ -78,18 +80,31 @@ def read_texts(path):
     return [text[:cut] for text, cut in zip(texts, cuts)], [text[cut:] for text, cut in zip(texts, cuts)], what
 
 
+def new(cfg, tokenizer):
+    """A model that knows nothing yet."""
+    stack = TransformerConfig(width=cfg.width, layers=cfg.layers, attention=AttentionConfig(heads=cfg.heads),
+                              mlp=MLPConfig(cfg.mlp, gated=True, activation="silu"), norm=NormConfig(eps=1e-5), rotary=RotaryConfig())
+    return CausalLM(CausalLMConfig(vocab=len(tokenizer), context=cfg.context, transformer=stack, tied=cfg.tied, bos=tokenizer.bos_id,
+                                   eos=(tokenizer.eos_id,), pad=tokenizer.pad_id), tokenizer)
+
+
+def started(name):
+    """A model that goes on from that one's weights. They are copied, since loading lays matrices out for decoding."""
+    before = CausalLM.from_pretrained(name)
+    lm = CausalLM(before.cfg, before.tokenizer)
+    lm.load_state_dict(before.state_dict())
+    return lm
+
+
 def main():
     args = arguments()
     cfg = override(PRESETS[args.preset], args.settings)
     texts, held_out, what = read_texts(args.data)
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {sum(map(len, held_out)):,} held out", file=sys.stderr)
-    tokenizer = train_bpe(texts, cfg.vocab, length=cfg.context)
-    ids = [token for text in texts for token in [tokenizer.eos_id, *tokenizer.encode(text)]]
     torch.manual_seed(cfg.train.seed)
-    stack = TransformerConfig(width=cfg.width, layers=cfg.layers, attention=AttentionConfig(heads=cfg.heads),
-                              mlp=MLPConfig(cfg.mlp, gated=True, activation="silu"), norm=NormConfig(eps=1e-5), rotary=RotaryConfig())
-    lm = CausalLM(CausalLMConfig(vocab=len(tokenizer), context=cfg.context, transformer=stack, tied=cfg.tied, bos=tokenizer.bos_id,
-                                 eos=(tokenizer.eos_id,), pad=tokenizer.pad_id), tokenizer)
+    lm = started(args.start) if args.start else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
+    tokenizer = lm.tokenizer
+    ids = [token for text in texts for token in [tokenizer.eos_id, *tokenizer.encode(text)]]
     print(f"{sum(p.numel() for p in lm.parameters()):,} parameters, {len(ids):,} tokens", file=sys.stderr)
 
     def loss(model, batch, generator):

@@ -91,7 +91,9 @@ class StreamBatches:
 
 
 class TokenWindows:
-    """Random windows of one long token array: batch(step) -> {"ids": (B, length + 1)}; inputs ids[:, :-1], targets ids[:, 1:]."""
+    """Windows of one long token array: batch(step) -> {"ids": (B, length + 1)}; inputs ids[:, :-1], targets ids[:, 1:].
+
+    In an epoch no token comes twice: the windows lie side by side, in another order and from another start each time."""
 
     def __init__(self, ids, length, batch, seed=0):
         ids = torch.from_numpy(ids) if isinstance(ids, np.ndarray) else torch.as_tensor(ids)
@@ -99,17 +101,29 @@ class TokenWindows:
             raise DataError(f"expected a row of at least {length + 1} tokens, got shape {tuple(ids.shape)}: "
                             f"give more text or a smaller length")
         self.ids, self.length, self.rows, self.seed = ids, length, batch, seed
+        self.windows = max(1, (len(ids) - 1) // length - 1)                     # of an epoch: one less than fit, so that the start can move
 
     def starts(self, step, rank=0, world=1):
         """First token of each of this process's windows at `step`."""
-        starts = np.random.default_rng((self.seed, step)).integers(0, len(self.ids) - self.length, size=self.rows)
-        return starts[own_rows(self.rows, rank, world)]
+        numbers = np.arange(step * self.rows, (step + 1) * self.rows)[own_rows(self.rows, rank, world)]
+        return np.array([self._start(*divmod(int(number), self.windows)) for number in numbers])
+
+    def _start(self, epoch, number):
+        first, order = _epoch(self.seed, epoch, self.windows, len(self.ids) - self.windows * self.length)
+        return first + int(order[number]) * self.length
 
     row_names = starts
 
     def batch(self, step, rank=0, world=1):
         places = torch.from_numpy(self.starts(step, rank, world))[:, None] + torch.arange(self.length + 1)      # (B, length + 1)
         return {"ids": self.ids[places].long()}
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed, epoch, windows, room):
+    """Of TokenWindows: where the first window of an epoch starts, and the order of its windows."""
+    rng = np.random.default_rng((seed, epoch))
+    return int(rng.integers(room)), rng.permutation(windows)
 
 
 def hold_out(dataset, share=0.1, seed=0):

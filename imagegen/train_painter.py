@@ -2,6 +2,7 @@
 
     python -m imagegen.train_painter --data FOLDER --run runs/painter          FOLDER holds mnist/train.parquet and emoji/train.parquet
     python -m imagegen.train_painter --data FOLDER --run runs/painter --resume painting.steps=20000
+    python -m imagegen.train_painter --data FOLDER --run runs/longer --start painter        autoencoder and prompts stay, the transformer goes on
 
 Three parts, each with its folder (loss.png, samples/, checkpoints/) under --run. On one core of 60 GFLOP/s in float32: autoencoder 15 minutes,
 prompts 4, transformer about 80 pictures a second. The folder for `TextToImage.from_pretrained` is RUN/transformer/model."""
@@ -50,6 +51,7 @@ def main():
     parser.add_argument("fields", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/")
     parser.add_argument("--run", type=Path, default=Path("runs/painter"))
+    parser.add_argument("--start", help="a painter to go on from, by name or folder: only its transformer is trained")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     plan = override(Plan(), args.fields)
@@ -66,11 +68,18 @@ def train(plan, drawn, written, args):
 
     torch.manual_seed(0)
     everything = captioned(drawn, written, 0.1)
-    autoencoder = train_autoencoder(Autoencoder(plan.autoencoder), everything, plan.autoencoding, run=run("autoencoder"))
-    tokenizer = train_prompt_tokenizer(vocabulary(drawn), plan.words.vocab, length=32)
-    alignment = Alignment(TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"])), PictureTower())
-    alignment = train_prompts(alignment, tokenizer, everything, plan.prompts, run=run("prompts"))
-    painter = Painter(DiT(plan.transformer), alignment.encoder, autoencoder)
+    if args.start:
+        before = TextToImage.from_pretrained(args.start)
+        painter, tokenizer = before.painter, before.tokenizer
+        painter.transformer.requires_grad_(True)                                     # what is loaded is at rest
+        alignment = Alignment(painter.text_encoder, PictureTower())                  # the tower did not ship: it learns anew what the words mean
+        alignment = train_prompts(alignment, tokenizer, everything, plan.prompts, run=run("prompts"))
+    else:
+        autoencoder = train_autoencoder(Autoencoder(plan.autoencoder), everything, plan.autoencoding, run=run("autoencoder"))
+        tokenizer = train_prompt_tokenizer(vocabulary(drawn), plan.words.vocab, length=32)
+        alignment = Alignment(TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"])), PictureTower())
+        alignment = train_prompts(alignment, tokenizer, everything, plan.prompts, run=run("prompts"))
+        painter = Painter(DiT(plan.transformer), alignment.encoder, autoencoder)
 
     def sample(model, folder, step):
         pictures = TextToImage(model.painter, tokenizer).draw(SHOWN, range(len(SHOWN)), DrawSettings(steps=12))

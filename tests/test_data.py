@@ -108,6 +108,14 @@ def test_token_windows_are_true_pieces_and_reach_both_ends():
         TokenWindows(np.arange(12), 12, 2)
 
 
+def test_token_windows_of_an_epoch_do_not_overlap():
+    windows = TokenWindows(np.arange(1000), 10, 7, seed=5)
+    starts = np.concatenate([windows.starts(step) for step in range(28)])                        # two epochs of 98 windows
+    for epoch in (starts[:98], starts[98:]):
+        assert (np.diff(np.sort(epoch)) == 10).all()
+    assert (starts[:98] % 10)[0] != (starts[98:] % 10)[0] and (np.sort(starts[:98]) != starts[:98]).any()
+
+
 def test_held_out_rows_are_others_than_the_rest():
     rest, held = hold_out(Numbers(20), 0.2, seed=1)
     assert len(held) == 4 and sorted(row["row"] for part in (rest, held) for row in part) == list(range(20))
