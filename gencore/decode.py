@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from gencore.cache import Cache, FixedCache, RollingCache
-from gencore.check import InputError
 from gencore.choose import choose, guide
 from gencore.masks import padding, window
 
@@ -184,22 +183,4 @@ def column_major(module):
     for child in module.modules():
         if type(child) is nn.Linear and child.weight.device.type == "cpu":
             child.weight.data = child.weight.data.t().contiguous().t()
-    return module
-
-
-def int8_linears(module):
-    """Replaces, in place, every nn.Linear by torch's dynamic int8 one: weights int8 by row, activations quantised as they come. CPU only."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                           # torch.ao is deprecated, its kernels are not
-        from torch.ao.nn.quantized.dynamic import Linear as Int8Linear
-        from torch.ao.quantization import per_channel_dynamic_qconfig
-        for name, child in module.named_children():
-            if type(child) is nn.Linear:
-                if child.weight.device.type != "cpu":
-                    raise InputError(f'quantize="int8" runs on the CPU, the model is on {child.weight.device}: move it with .to("cpu")')
-                child.qconfig = per_channel_dynamic_qconfig
-                setattr(module, name, Int8Linear.from_float(child))
-                del child.qconfig
-            else:
-                int8_linears(child)
     return module

@@ -203,13 +203,17 @@ def draw_latents(mean, logvar, generator):
 
 
 def autoencoder_loss(model, pictures, generator, *, kl=1e-4):
-    """pictures (B,3,H,W) -> scalar: L1, differences of neighbours, and colour differences, at three scales; a light KL.
-
-    Colours are weighted apart since errors of lightness outweigh them: without it red and green end as brown for a long time."""
+    """pictures (B,3,H,W) -> scalar: the pictures that come back against those that went in, and a light KL."""
     mean, logvar = model.encode(pictures)
     made = model.decode(draw_latents(mean, logvar, generator))
-    loss = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean() * kl
-    error = made - pictures
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean() * kl + picture_loss(made, pictures)
+
+
+def picture_loss(made, pictures):
+    """Both (B,3,H,W) -> scalar: L1, differences of neighbours, and colour differences, at three scales.
+
+    Colours are weighted apart since errors of lightness outweigh them: without it red and green end as brown for a long time."""
+    loss, error = 0.0, made - pictures
     for scale in range(3):
         loss = loss + error.abs().mean() * (1.0 if scale == 0 else 0.5) + 0.5 * error.diff(dim=1).abs().mean()
         for axis in (2, 3):

@@ -3,6 +3,7 @@
     python -m imagegen.train_painter --data FOLDER --run runs/painter          FOLDER holds mnist/train.parquet and emoji/train.parquet
     python -m imagegen.train_painter --data FOLDER --run runs/painter --resume painting.steps=20000
     python -m imagegen.train_painter --data FOLDER --run runs/longer --start painter        autoencoder and prompts stay, the transformer goes on
+    python -m imagegen.train_painter --data FOLDER --run runs/sharper --start painter --only decoder
 
 Three parts, each with its folder (loss.png, samples/, checkpoints/) under --run. On one core of 60 GFLOP/s in float32: autoencoder 15 minutes,
 prompts 4, transformer about 80 pictures a second. The folder for `TextToImage.from_pretrained` is RUN/transformer/model."""
@@ -19,11 +20,11 @@ from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_to
 from gencore.train import Run, TrainConfig
 from imagegen.alignment import Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
-from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, to_pil
+from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig
 from imagegen.emoji_names import COMMON
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
-from imagegen.training import Captioned, train_autoencoder, train_prompts, train_transformer
+from imagegen.training import Captioned, train_autoencoder, train_decoder, train_prompts, train_transformer
 
 SHOWN = ([f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" for name in COMMON[:200:9][:17]]
          + [f"red apple, {style} style" for style in STYLES.values()])
@@ -41,6 +42,8 @@ class Plan:
     transformer: DiTConfig = DiTConfig()
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
                                             precision="auto")
+    decoding: TrainConfig = TrainConfig(steps=2500, batch=16, lr=1e-3, warmup=50, decay=0.7, weight_decay=0.0, ema=0.995, precision="auto",
+                                        eval_every=500)
     prompts: TrainConfig = TrainConfig(steps=1200, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05, precision="auto")
     painting: TrainConfig = TrainConfig(steps=12000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,
                                         precision="auto", eval_every=500, save_every=500)
@@ -52,13 +55,16 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/")
     parser.add_argument("--run", type=Path, default=Path("runs/painter"))
     parser.add_argument("--start", help="a painter to go on from, by name or folder: only its transformer is trained")
+    parser.add_argument("--only", choices=["decoder"], help="with --start: the decoder goes on alone, under latents that stay")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
+    if args.only and not args.start:
+        parser.error("--only decoder needs --start: which painter's decoder should go on?")
     plan = override(Plan(), args.fields)
     drawn = cached(args.run / "cache", "emoji", lambda: emoji(args.data / "emoji"))
     written = cached(args.run / "cache", "mnist", lambda: digits(args.data / "mnist"))
     written = Pictures(written.pixels[:plan.digits], written.rows[:plan.digits])
-    train(plan, drawn, written, args)
+    (sharpen if args.only else train)(plan, drawn, written, args)
 
 
 def train(plan, drawn, written, args):
@@ -89,6 +95,21 @@ def train(plan, drawn, written, args):
     export = lambda model: pipeline_files(model.painter, tokenizer, dtype=torch.bfloat16)
     train_transformer(painter, alignment.tower, tokenizer, captioned(chosen, written, plan.digit_share, favour=6.0, noto=plan.noto),
                       config=plan.painting, run=run("transformer", sample=sample, export=export))
+
+
+def sharpen(plan, drawn, written, args):
+    """A painter's decoder alone."""
+    before = TextToImage.from_pretrained(args.start)
+    some = captioned(drawn.where(lambda row: row["group"] != "Flags"), written, 0.1, favour=2.0, noto=2.0)
+    shown = to_unit(some.pixels[some.draw(24, np.random.default_rng(0))])
+
+    def sample(model, folder, step):
+        pairs = torch.cat((shown, model.decode(model.encode(shown)[0]).clamp(-1, 1)))
+        to_pil(grid(pairs, 12)[None])[0].save(folder / f"{step:06d}.png")
+
+    run = Run(args.run / "decoder", args.resume, extend=True, card={"title": "Painter: decoder"}, sample=sample,
+              export=lambda model: pipeline_files(before.painter, before.tokenizer, dtype=torch.bfloat16))
+    train_decoder(before.painter.autoencoder, some, plan.decoding, run=run)
 
 
 def captioned(drawn, written, digit_share, *, favour=1.0, noto=1.0):

@@ -1,8 +1,9 @@
-"""How a painter is trained from captioned pictures, in three parts that `fit` runs one after another.
+"""How a painter is trained from captioned pictures, in parts that `fit` runs one after another.
 
     autoencoder    pictures <-> latents, then standardised
     prompts        the prompt encoder, contrastively against the pictures; frozen afterwards
     transformer    flow matching on the latents, under the prompts' states
+    decoder        goes on alone, if wanted: latents stay what the transformer knows, pictures get sharper
 
 examples/train_image.py does it for any folder, imagegen/train_painter.py for the painter that ships."""
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from gencore.text_encoder import encode_prompts
 from gencore.train import fit
 from gencore.transformer import Memory
 from imagegen.alignment import alignment_loss
-from imagegen.autoencoder import autoencoder_loss
+from imagegen.autoencoder import autoencoder_loss, picture_loss
 from imagegen.data import to_unit
 
 
@@ -49,7 +50,7 @@ class CaptionedBatches:
         return self.columns(self.data.draw(own.stop - own.start, rng), rng)
 
 
-# ---- the three parts ----
+# ---- the parts ----
 
 def train_autoencoder(model, data, config, *, run):
     """Autoencoder + Captioned -> the trained Autoencoder, its latents standardised."""
@@ -124,6 +125,24 @@ def transformer_loss(model, batch, generator, *, alignment=0.5):
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     losses = flow_loss(lambda x, t: painter.transformer(x, t, prompt), latents, noise, levels)
     return (losses + alignment * (1 - model.likeness(batch["places"]))).sum(), len(latents)
+
+
+def train_decoder(autoencoder, data, config, *, run):
+    """A trained Autoencoder + Captioned -> the same with a better decoder; its latents stay, so a transformer that draws them stays as well.
+
+    The decoder sees latents a little beside the true ones, as a transformer draws them."""
+    for part in (autoencoder.decoder, autoencoder.post_quant_conv):
+        part.requires_grad_(True)
+
+    def loss(model, batch, generator):
+        pictures = to_unit(batch["pixels"]).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            latents, _ = model.encode(pictures)
+        latents = latents + 0.1 * torch.randn(latents.shape, generator=generator).to(latents)
+        return picture_loss(model.decode(latents), pictures) * len(pictures), len(pictures)
+
+    batches = CaptionedBatches(data, config.batch, config.seed, lambda rows, rng: {"pixels": data.pixels[rows]})
+    return fit(autoencoder.to(memory_format=torch.channels_last), loss, batches, config, run=run).eval().requires_grad_(False)
 
 
 # ---- made once ----

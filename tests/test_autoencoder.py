@@ -1,11 +1,16 @@
 """The autoencoder of pictures."""
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from gencore.check import ConfigError, InputError
 from gencore.optim import make_optimizer
-from gencore.train import TrainConfig
+from gencore.train import Run, TrainConfig
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss, draw_latents
+from imagegen.data import to_bytes, to_unit
+from imagegen.training import Captioned, train_decoder
 
 TINY = AutoencoderConfig(channels=(8, 16), latent=4, groups=2, size=16)
 
@@ -42,6 +47,18 @@ def test_it_learns_eight_pictures():
     with torch.no_grad():
         error = (model.decode(model.encode(pictures)[0]) - pictures).abs().mean()
     assert error < 0.06, error                                       # an all-white answer has 0.2
+
+
+def test_a_decoder_goes_on_alone_and_the_latents_stay(tmp_path):
+    torch.manual_seed(0)
+    model, pixels = Autoencoder(TINY).requires_grad_(False).eval(), to_bytes(blobs(16))
+    data = Captioned(pixels, lambda i, rng: "", torch.arange(16), np.ones(16))
+    before = model.encode(to_unit(pixels))[0]
+    config = TrainConfig(steps=40, batch=8, lr=4e-3, warmup=2, weight_decay=0.0)
+    train_decoder(model, data, config, run=Run(tmp_path / "run", progress=False))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    torch.testing.assert_close(model.encode(to_unit(pixels))[0], before, atol=1e-5, rtol=1e-5)       # another memory layout rounds differently
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @torch.no_grad()

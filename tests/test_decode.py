@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from gencore.attention import AttentionConfig
 from gencore.cache import Cache, FixedCache, RollingCache
 from gencore.choose import Sampling
-from gencore.decode import CompiledStep, Stepper, compiled, decode, guided, int8_linears, left_padded, make_cache, pick_by_pattern, picker
+from gencore.decode import CompiledStep, Stepper, compiled, decode, guided, left_padded, make_cache, pick_by_pattern, picker
+from gencore.int8 import int8_linears
 from gencore.layers import MLPConfig
 from gencore.masks import padding, window
 from gencore.patterns import delay
@@ -188,9 +189,10 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_steps_say_the_same_tokens():
+@pytest.mark.parametrize("prepare", [lambda lm: lm, int8_linears])
+def test_compiled_steps_say_the_same_tokens(prepare):
     torch.manual_seed(0)
-    lm = CausalLM(CFG).eval().requires_grad_(False)
+    lm = prepare(CausalLM(CFG).eval().requires_grad_(False))
     with torch.inference_mode():
         fast = CompiledStep(lm.last_logits, STACK, 24, like=torch.zeros(1))
         for prompt in ([3, 4, 5], [9, 1]):

@@ -11,8 +11,9 @@ from torch import nn
 from gencore.check import CheckpointError, InputError, dims, nearest
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.choose import Sampling
-from gencore.decode import CompiledStep, column_major, int8_linears
+from gencore.decode import CompiledStep, column_major
 from gencore.embeddings import LearnedPositions
+from gencore.int8 import int8_linears
 from gencore.loss import chunked_cross_entropy
 from gencore.masks import causal
 from gencore.recipe import Recipe, register
