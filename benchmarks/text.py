@@ -77,7 +77,8 @@ def decoding(args):
     quick = CausalLM.from_pretrained(args.model, quantize="int8")
     contenders["commonthread int8"] = ours(quick, prompt, args.tokens)
     if "compile" not in args.skip:
-        contenders["commonthread compiled"] = ours(CausalLM.from_pretrained(args.model, compile=True), prompt, args.tokens)
+        for name, weights in (("commonthread compiled", None), ("commonthread int8 compiled", "int8")):
+            contenders[name] = ours(CausalLM.from_pretrained(args.model, compile=True, quantize=weights), prompt, args.tokens)
     said = {name: contender() for name, contender in contenders.items()}               # warm-up; compiles
     seconds = alternating(contenders, args.rounds)
     cost = bits_per_byte(quick, evaluation_text(args), limit=24) - bits_per_byte(plain, evaluation_text(args), limit=24)
@@ -85,7 +86,7 @@ def decoding(args):
     for name, value in seconds.items():
         rows[name] = {"tokens_per_second": round(args.tokens / value, 1), "ratio": round(seconds["transformers float32"] / value, 2),
                       "same_tokens": said[name] == said["transformers float32"]}
-        print(f"{name:24} {rows[name]['tokens_per_second']:8.1f} tokens/s   {rows[name]['ratio']:.2f} x   same tokens: {rows[name]['same_tokens']}")
+        print(f"{name:26} {rows[name]['tokens_per_second']:8.1f} tokens/s   {rows[name]['ratio']:.2f} x   same tokens: {rows[name]['same_tokens']}")
     print(f"int8 costs {cost:+.4f} bits per byte   ({args.threads} threads)")
     return {"rows": rows, "int8_cost_bits_per_byte": round(cost, 5), "threads": args.threads}
 
@@ -112,10 +113,10 @@ def training(args):
     lm = CausalLM.from_pretrained(args.model)
     ids = torch.tensor(lm.tokenizer.encode(("\n".join(evaluation_text(args)))[:400_000] if args.data else PASSAGE * 200))
     bf16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")                # elsewhere bfloat16 is emulated, 9 x slower
-    contenders = {"commonthread": CausalLM(lm.cfg), "transformers Llama": llama(lm)}
+    contenders = {"commonthread, Muon": CausalLM(lm.cfg), "commonthread, AdamW": CausalLM(lm.cfg), "transformers Llama": llama(lm)}
     if args.nanogpt:
         contenders["nanoGPT"] = nanogpt(args.nanogpt, lm.cfg)
-    steps = {name: Step(model, muon=name == "commonthread", bf16=bf16) for name, model in contenders.items()}
+    steps = {name: Step(model, muon="Muon" in name, bf16=bf16) for name, model in contenders.items()}
     rounds, rate = max(3, args.rounds), {name: [] for name in steps}
     for number in range(rounds + 1):
         starts = torch.randint(0, len(ids) - lm.cfg.context - 1, (8,), generator=torch.Generator().manual_seed(number))
@@ -125,9 +126,12 @@ def training(args):
             step(batch)
             rate[name].append(batch[:, 1:].numel() / (time.perf_counter() - begun))
     rows = {}
+    peer = statistics.median(rate["nanoGPT" if args.nanogpt else "transformers Llama"][1:])
     for name in steps:
-        rows[name] = {"tokens_per_second": round(statistics.median(rate[name][1:])), "loss": round(steps[name].last, 3)}
-        print(f"{name:24} {rows[name]['tokens_per_second']:8} tokens/s   loss after {rounds + 1} steps {rows[name]['loss']:.3f}")
+        middle = statistics.median(rate[name][1:])
+        rows[name] = {"tokens_per_second": round(middle), "ratio": round(middle / peer, 2), "loss": round(steps[name].last, 3)}
+        print(f"{name:26} {rows[name]['tokens_per_second']:8} tokens/s   {rows[name]['ratio']:.2f} x   "
+              f"loss after {rounds + 1} steps {rows[name]['loss']:.3f}")
     return {"rows": rows, "precision": "bf16" if bf16 else "float32 (this CPU has no bf16)", "threads": args.threads}
 
 
@@ -136,7 +140,7 @@ class Step:
 
     def __init__(self, model, *, muon, bf16):
         self.model, self.bf16, self.last = model.train(), bf16, 0.0
-        self.ours = muon
+        self.ours = isinstance(model, CausalLM)
         self.optimizer = make_optimizer(model, TrainConfig(lr=3e-3, muon_lr=6e-3 if muon else None))
         self.optimizer.set_share(1.0 if muon else 0.3)
 

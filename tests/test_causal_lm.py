@@ -112,6 +112,16 @@ def test_an_empty_prompt_begins_a_text(lm):
     assert lm.generate("", max_new_tokens=4, seed=0) == "".join(lm.stream("", max_new_tokens=4, seed=0))
 
 
+def test_a_compiled_step_is_made_for_a_power_of_two_and_kept(monkeypatch):
+    monkeypatch.setattr("gencore.decode.has_compiler", lambda: False)
+    stack = TransformerConfig(width=16, layers=1, attention=AttentionConfig(heads=2), rotary=RotaryConfig())
+    model = CausalLM(CausalLMConfig(vocab=9, context=700, transformer=stack)).eval()
+    with pytest.warns(UserWarning, match="compiler"):
+        steppers = [model.fast_stepper(length) for length in (3, 256, 257, 600)]
+    assert [stepper.cache.size for stepper in steppers] == [256, 256, 512, 700]
+    assert steppers[0].cache is steppers[1].cache and model.fast_stepper(701) is None
+
+
 def test_training_mode_comes_back(lm):
     lm.train()
     lm.generate("It", max_new_tokens=2)

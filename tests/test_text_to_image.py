@@ -12,10 +12,12 @@ from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameE
 from gencore.recipe import replay
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.data import DIGITS
 from imagegen.dit import DiT, DiTConfig
 from imagegen.text_to_image import Painter, TextToImage
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", ""]
+GOLDEN_SEVEN = GOLDEN_APPLE = [[0.0] * 4] * 4
 SHIPPED = Path(imagegen.__file__).parent / "pretrained" / "painter"
 
 
@@ -149,8 +151,31 @@ def test_broken_folders_are_refused_by_name(folder, tmp_path):
             TextToImage.from_pretrained(broken(name, change))
 
 
+# ---- the shipped painter: a figure and an output that change when its weights, or anything under them, change ----
+
+@pytest.fixture(scope="module")
+def shipped():
+    return TextToImage.from_pretrained("painter")
+
+
+def test_the_shipped_painter_draws_as_it_did(shipped):
+    coarse = {"a handwritten seven": GOLDEN_SEVEN, "red apple, noto style": GOLDEN_APPLE}
+    drawn = shipped(list(coarse), seed=0, output_type="pt", progress=False)
+    for picture, golden in zip(drawn, coarse.values()):
+        means = torch.nn.functional.avg_pool2d(picture, 16).mean(0)                                 # (4, 4) greys
+        torch.testing.assert_close(means, torch.tensor(golden), atol=0.01, rtol=0)
+
+
+def test_the_shipped_painter_knows_its_digits_and_common_things(shipped):
+    from multimodal import Captioner
+    things = ["red apple", "pizza", "rocket", "soccer ball", "umbrella", "cherries"]
+    prompts = [f"a handwritten {word}" for word in DIGITS] + [f"{thing}, noto style" for thing in things]
+    read = Captioner.from_pretrained("reader")(shipped(prompts, seed=1, progress=False), progress=False)
+    assert sum(said == prompt for said, prompt in zip(read[:10], prompts)) >= 9
+    assert sum(said == thing for said, thing in zip(read[10:], things)) >= 4, read[10:]
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not SHIPPED.is_dir(), reason="no painter is shipped")
 def test_diffusers_draws_with_the_shipped_painter_as_we_do():
     from diffusers import DiffusionPipeline
     theirs = DiffusionPipeline.from_pretrained(SHIPPED)

@@ -45,7 +45,7 @@ class CausalLM(nn.Module):
         self.cfg, self.tokenizer = cfg, tokenizer
         self.name, self.digest = None, None                      # of the folder it came from, for recipes
         self.compile, self.quantize = False, None                # how it generates
-        self._compiled = None
+        self._compiled = {}                                      # steps over 256, 512, ... positions
         D = cfg.transformer.width
         self.embedding = nn.Embedding(cfg.vocab, D)
         self.positions = LearnedPositions(cfg.context, D) if cfg.learned_positions else None
@@ -137,12 +137,15 @@ class CausalLM(nn.Module):
 
     def fast_stepper(self, length):
         """A compiled Stepper for one text of `length` tokens, or None when it does not fit."""
-        size = min(self.cfg.context, -(-length // 512) * 512)
+        size = 256                                               # a step looks at every position that it was compiled for
+        while size < length:
+            size *= 2
+        size = min(size, self.cfg.context)
         if length > size:
             return None
-        if self._compiled is None or self._compiled.cache.size < length:
-            self._compiled = CompiledStep(self.last_logits, self.cfg.transformer, size, like=self.embedding.weight)
-        return self._compiled.stepper()
+        if size not in self._compiled:
+            self._compiled[size] = CompiledStep(self.last_logits, self.cfg.transformer, size, like=self.embedding.weight)
+        return self._compiled[size].stepper()
 
     # ---- folders ----
 
