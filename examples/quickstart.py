@@ -13,8 +13,8 @@ from itertools import chain
 from pathlib import Path
 
 OPENING = "It was a dark night, and the rain"
-PROMPTS = ["a handwritten seven", "slice of pizza, noto style", "red heart, twemoji style", "a handwritten three",
-           "sun with face, noto style", "cat face, fluent-3d style", "snowman, openmoji style", "evergreen tree, fluent-flat style"]
+PROMPTS = ["a handwritten seven", "slice of pizza, noto style", "rocket, noto style", "a handwritten three",
+           "sunflower, noto style", "cat face, fluent-3d style", "snowman, openmoji style", "red heart, twemoji style"]
 SPOKEN = [("seven", "george"), ("two", "jackson"), ("nine", "lucas"), ("four", "theo")]
 
 
