@@ -17,7 +17,8 @@ from imagegen.dit import DiT, DiTConfig
 from imagegen.text_to_image import Painter, TextToImage
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", ""]
-GOLDEN_SEVEN = GOLDEN_APPLE = [[0.0] * 4] * 4
+GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.971, 0.676, 0.562, 1.0], [1.0, 0.938, 0.655, 1.0], [1.0, 0.885, 0.893, 1.0]]
+GOLDEN_APPLE = [[0.997, 0.771, 0.497, 0.92], [0.823, 0.463, 0.392, 0.61], [0.624, 0.43, 0.431, 0.557], [0.86, 0.521, 0.527, 0.862]]
 SHIPPED = Path(imagegen.__file__).parent / "pretrained" / "painter"
 
 
