@@ -88,23 +88,14 @@ def new(cfg, tokenizer):
                                    eos=(tokenizer.eos_id,), pad=tokenizer.pad_id), tokenizer)
 
 
-def started(name):
-    """A model that goes on from that one's weights. They are copied, since loading lays matrices out for decoding."""
-    before = CausalLM.from_pretrained(name)
-    lm = CausalLM(before.cfg, before.tokenizer)
-    lm.load_state_dict(before.state_dict())
-    return lm
-
-
 def main():
     args = arguments()
     cfg = override(PRESETS[args.preset], args.settings)
     texts, held_out, what = read_texts(args.data)
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {sum(map(len, held_out)):,} held out", file=sys.stderr)
     torch.manual_seed(cfg.train.seed)
-    lm = started(args.start) if args.start else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
-    tokenizer = lm.tokenizer
-    ids = [token for text in texts for token in [tokenizer.eos_id, *tokenizer.encode(text)]]
+    lm = CausalLM.from_pretrained(args.start).trainable() if args.start else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
+    ids = [token for text in texts for token in [lm.tokenizer.eos_id, *lm.tokenizer.encode(text)]]
     print(f"{sum(p.numel() for p in lm.parameters()):,} parameters, {len(ids):,} tokens", file=sys.stderr)
 
     def loss(model, batch, generator):

@@ -122,6 +122,15 @@ def test_a_compiled_step_is_made_for_a_power_of_two_and_kept(monkeypatch):
     assert steppers[0].cache is steppers[1].cache and model.fast_stepper(701) is None
 
 
+def test_a_trainable_copy_has_the_weights_and_leaves_the_model_alone(lm):
+    copy, ids = lm.trainable(), torch.tensor([[3, 4, 5]])
+    torch.testing.assert_close(copy(ids), lm(ids))
+    assert all(p.is_contiguous() and p.requires_grad for p in copy.parameters())
+    with torch.no_grad():
+        copy.head.weight.zero_()
+    assert lm(ids).abs().max() > 0 and copy.tokenizer is lm.tokenizer
+
+
 def test_training_mode_comes_back(lm):
     lm.train()
     lm.generate("It", max_new_tokens=2)

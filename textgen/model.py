@@ -135,6 +135,14 @@ class CausalLM(nn.Module):
         finally:
             self.train(training)
 
+    def trainable(self):
+        """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding."""
+        if self.quantize:
+            raise InputError("int8 weights are for generating: train the model that was loaded without quantize")
+        lm = CausalLM(self.cfg, self.tokenizer)
+        lm.load_state_dict(self.state_dict())
+        return lm
+
     def fast_stepper(self, length):
         """A compiled Stepper for one text of `length` tokens, or None when it does not fit."""
         size = 256                                               # a step looks at every position that it was compiled for
