@@ -46,7 +46,7 @@ def learn(train, test, config, *, run):
                             patches=config.vision.patches, longest=config.longest, seed=config.training.seed)
     judge = Judge(test, tokenizer, config)
     batches = Batches(rows, config.training.batch, seed=config.training.seed, collate=collate)
-    run = replace(run, evaluate=judge.evaluate, sample=judge.sample, export=lambda m: pretrained_files(m, tokenizer))
+    run = replace(run, evaluate=judge.evaluate, sample=judge.sample, export=lambda m: pretrained_files(m, tokenizer, torch.bfloat16))
     fit(model, caption_loss, batches, config.training, run=run)
     return Captioner(model, tokenizer)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gencore.checkpoint import load_tensors
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}          # from a checkout that is not installed as well
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,3 +55,11 @@ def test_pictures_and_links_to_files_exist():
 def test_the_files_that_the_readme_names_exist():
     named = set(re.findall(r"`((?:\w+/)+[\w.]+\.\w+)`", README))
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_shipped_weights_are_bfloat16_and_small():
+    weights = sorted(path for package in ("textgen", "imagegen", "audiogen", "multimodal")
+                     for path in (ROOT / package / "pretrained").rglob("*.safetensors"))
+    assert len(weights) >= 7 and sum(path.stat().st_size for path in weights) < 60e6
+    for path in weights:
+        assert {str(tensor.dtype) for tensor in load_tensors(path).values()} == {"torch.bfloat16"}, path

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from gencore import muon
 from gencore.check import CheckpointError, ConfigError, DataError
 from gencore.checkpoint import load_tensors
 from gencore.optim import schedule
@@ -330,6 +331,7 @@ def work():
     accelerator = Accelerator()
     assert accelerator.num_processes == 2
     t.torch.set_num_threads(1)
+    t.muon.multiplies_bfloat16 = lambda kind: False
     t.toy_fit({folder!r} + "/two", t.HARD)
     if accelerator.is_main_process:
         t.os.mkdir({folder!r} + "/done")
@@ -351,7 +353,8 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_give_the_loss_curve_of_one_and_resume_to_the_bit(tmp_path):
+def test_two_processes_give_the_loss_curve_of_one_and_resume_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda kind: False)      # its bfloat16 magnifies how two sums are rounded; fit is on trial here
     path = tmp_path / "two.py"
     path.write_text(TWO.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(tmp_path)))
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120,
@@ -365,5 +368,4 @@ def test_two_processes_give_the_loss_curve_of_one_and_resume_to_the_bit(tmp_path
     assert [row["grad_norm"] for row in both] == pytest.approx([row["grad_norm"] for row in first], rel=1e-3)
     assert [row["loss"] for row in cut] == [row["loss"] for row in both]
     for name, weight in load_tensors(tmp_path / "two/model/model.safetensors").items():
-        alone = one.state_dict()[name]                                # as a whole: Muon magnifies rounding in directions without a gradient
-        assert (weight - alone).norm() < 1e-3 * alone.norm(), name
+        torch.testing.assert_close(weight, one.state_dict()[name], rtol=1e-3, atol=1e-4)
