@@ -50,7 +50,7 @@ def main():
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder or parquet file of spoken digits with a train and a test split")
-    parser.add_argument("--judges", type=Path, default=Path("runs/judges"), help="where the trained judges are kept")
+    parser.add_argument("--judges", type=Path, default=Path("runs/judges/audio"), help="where the trained judges are kept")
     parser.add_argument("--codec", default="codec")
     parser.add_argument("--speaker", default="speaker")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])

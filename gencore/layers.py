@@ -59,33 +59,8 @@ class RMSNorm(nn.Module):
             weight = None if weight is None else weight.float() + 1
             return F.rms_norm(x.float(), size, weight, self.eps).to(x.dtype)
         if x.dtype == torch.float32:
-            if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
-                return _RMSNorm.apply(x, weight.float(), self.eps)
             return torch.rms_norm(x, size, weight.float(), self.eps)                  # one call
         return F.rms_norm(x.float(), size, None, self.eps).to(x.dtype) * weight.to(x.dtype)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """The same with its gradient written out: a CPU puts torch's together from small steps over the whole tensor, twice as slow."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        return (x * _over_rms(x, eps)).mul_(weight)
-
-    @staticmethod
-    def backward(ctx, above):
-        x, weight = ctx.saved_tensors
-        scale = _over_rms(x, ctx.eps)                                                 # (..., 1), again: so it can be differentiated twice
-        unit, inside = x * scale, above * weight
-        to_x = torch.addcmul(inside, unit, (inside * unit).mean(-1, keepdim=True), value=-1) * scale
-        return to_x, (above * unit).flatten(0, -2).sum(0), None
-
-
-def _over_rms(x, eps):
-    """x (...,D) -> 1 / rms (...,1)."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square().div(x.shape[-1]).add(eps).rsqrt()
 
 
 def make_norm(width, cfg):

@@ -42,10 +42,7 @@ class _Summed(torch.autograd.Function):
                 slope.scatter_add_(1, place, slope.new_full((), -1.0).expand(place.shape))
                 slope = slope.mul_(counts[:, None]).to(dtype)
                 to_hidden[rows] = (slope @ low).to(hidden.dtype)
-                if dtype == torch.float32:
-                    to_weight.addmm_(slope.t(), h)                                    # one pass over (V,D) less
-                else:
-                    to_weight += slope.t() @ h
+                to_weight += slope.t() @ h
         ctx.save_for_backward(to_hidden, to_weight.to(weight.dtype))
         return total
 

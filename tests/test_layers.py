@@ -16,7 +16,6 @@ from gencore.layers import (
     NormConfig,
     RMSNorm,
     SharedAdaLN,
-    _RMSNorm,
     make_mlp,
     make_norm,
     modulate,
@@ -51,15 +50,6 @@ def test_rms_norms_equal_llama_and_gemma(dtype):
     for theirs, ours in ((LlamaRMSNorm(D, 1e-5), RMSNorm(D, 1e-5)), (Gemma2RMSNorm(D, 1e-5), RMSNorm(D, 1e-5, one_plus=True))):
         shaken(theirs).to(dtype), ours.load_state_dict(theirs.state_dict()), ours.to(dtype)
         close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
-
-
-def test_the_written_gradient_of_rms_norm_is_the_true_one_also_twice():
-    torch.manual_seed(0)
-    x, weight = torch.randn(B, T, D, dtype=torch.double, requires_grad=True), torch.randn(D, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(_RMSNorm.apply, (x, weight, 1e-3)) and torch.autograd.gradgradcheck(_RMSNorm.apply, (x, weight, 1e-3))
-    norm, x = shaken(RMSNorm(D, 1e-3)), torch.zeros(B, T, D, requires_grad=True)          # nothing to divide by
-    norm(x).sum().backward()
-    assert x.grad.isfinite().all()
 
 
 def test_norms_start_as_plain_ones():
