@@ -16,7 +16,7 @@ from benchmarks.image_judges import DigitJudge, EmojiJudge, train_judge, verdict
 from gencore.checkpoint import load_tensors, save_folder
 from gencore.recipe import versions
 from imagegen import TextToImage
-from imagegen.data import DIGIT_WORDINGS, DIGITS, cached, digits, emoji, grid, to_pil, to_unit
+from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, cached, digits, emoji, grid, to_pil, to_unit
 from imagegen.emoji_names import COMMON
 from imagegen.training import encode_all
 
@@ -42,7 +42,7 @@ def main():
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(kept | figures | {"versions": versions()}, indent=2) + "\n")
     for name, value in figures.items():
-        print(f"{name:44} {value:.3f}" if isinstance(value, float) else f"{name:44} {value}")
+        print(f"{name:54} {value:.3f}" if isinstance(value, float) else f"{name:54} {value}")
 
 
 def quality(args):
@@ -52,7 +52,8 @@ def quality(args):
     digit_judge, emoji_judge = judges(args.judges, real)
     painter = TextToImage.from_pretrained(args.painter)
     return {**digit_figures(painter, digit_judge, real["mnist"]("test"), args.seed),
-            **emoji_figures(painter, emoji_judge, real["emoji"]("train"), args)}
+            **emoji_figures(painter, emoji_judge, real["emoji"]("train"), args),
+            **autoencoder_figures(painter.painter.autoencoder, real["emoji"]), **design_figures(painter, emoji_judge, args)}
 
 
 def judges(folder, real):
@@ -108,6 +109,27 @@ def emoji_figures(painter, judge, real, args):
             "emoji: real pictures (ceiling)": share(verdicts(judge, to_unit(truth)), wanted),
             "emoji: through the autoencoder (ceiling)": share(verdicts(judge, autoencoder.decode(encode_all(autoencoder, truth))), wanted),
             "emoji: chance (floor)": 1 / len(COMMON)}
+
+
+@torch.no_grad()
+def autoencoder_figures(autoencoder, real):
+    """PSNR in dB (peak 2), the mean over pictures: emoji of the test part, which nothing was trained on, and the common ones in Noto's design."""
+    common = real("train").where(lambda row: row["name"] in COMMON and row["style"] == "noto")
+    figures = {}
+    for name, pictures in (("test emoji", real("test").pixels), ("200 common emoji", common.pixels)):
+        error = torch.cat([(autoencoder.decode(encode_all(autoencoder, part)).clamp(-1, 1) - to_unit(part)).square().mean((1, 2, 3))
+                           for part in pictures.split(256)])
+        figures[f"autoencoder: PSNR, {name}"] = float((10 * torch.log10(4 / error)).mean())
+    return figures
+
+
+def design_figures(painter, judge, args):
+    """The 200 common names once in every design, named right."""
+    wanted, figures = torch.arange(len(COMMON)), {}
+    for style in STYLES.values():
+        drawn = draw(painter, [f"{name}, {style} style" for name in COMMON], args.seed)
+        figures[f"emoji: 200 common names, {style}, named right"] = share(verdicts(judge, drawn), wanted)
+    return figures
 
 
 def share(found, wanted):

@@ -1,7 +1,7 @@
 """Words: bits per byte of the shipped novelist, decoding against transformers, training against nanoGPT and transformers.
 
     python -m benchmarks.text                                     decoding and training speed
-    python -m benchmarks.text --data novels.parquet               quality as well, on its validation split (bits per byte)
+    python -m benchmarks.text --data novels.parquet               quality as well, on its validation split (bits per byte); --split test
     python -m benchmarks.text --nanogpt FOLDER                    nanoGPT's model.py (github.com/karpathy/nanoGPT) takes part in training
 
 Both sides run alternately in this one process; ratios of medians count. Writes benchmarks/results/text.json."""
@@ -32,6 +32,7 @@ PASSAGE = PROMPT + ("but that evening there was a light in the window, and a man
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="text with a validation split (parquet with text and split columns, or folders)")
+    parser.add_argument("--split", default="validation", help="that quality is measured on (default: validation)")
     parser.add_argument("--nanogpt", type=Path, help="folder with nanoGPT's model.py")
     parser.add_argument("--model", default="novelist")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -42,7 +43,7 @@ def main():
     torch.set_num_threads(args.threads)
     results = {"versions": versions()}
     if args.data and "quality" not in args.skip:
-        results["quality"] = quality(args)
+        results["quality" + ("" if args.split == "validation" else f", {args.split}")] = quality(args)
     if "decode" not in args.skip:
         results["decode"] = decoding(args)
     if "train" not in args.skip:
@@ -53,8 +54,8 @@ def main():
 
 
 def quality(args):
-    """Bits per byte on the whole validation split; the floor is a guess by the frequency of bytes, aim <= 1.50."""
-    texts = text_folder(args.data, "validation").column("text")
+    """Bits per byte on a whole split; the floor is a guess by the frequency of bytes, aim on validation <= 1.50."""
+    texts = text_folder(args.data, args.split).column("text")
     lm = CausalLM.from_pretrained(args.model)
     size = len("".join(texts).encode())
     counts = torch.bincount(torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8).long()).double()

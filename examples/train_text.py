@@ -2,7 +2,7 @@
 
     python examples/train_text.py                                   Python's own standard library as text: minutes on a CPU
     python examples/train_text.py --data FOLDER --out runs/mine     .txt files in a folder, or parquet with a text column
-    python examples/train_text.py --data FOLDER --preset novelist   the model that ships as "novelist" (1.5 hours on a core with bf16)
+    python examples/train_text.py --data FOLDER --preset novelist   a model of the size of the novelist that ships: hours on a CPU
     python examples/train_text.py --data FOLDER --start novelist    goes on from a model's weights, tokenizer and shape on other text
     python examples/train_text.py width=192 train.steps=2000        any field of TextRun or gencore.train.TrainConfig
 
@@ -12,7 +12,7 @@ Without a column "split", the last twentieth of each text is held out, and bits 
 import argparse
 import sys
 import sysconfig
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -95,14 +95,15 @@ def main():
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {sum(map(len, held_out)):,} held out", file=sys.stderr)
     torch.manual_seed(cfg.train.seed)
     lm = CausalLM.from_pretrained(args.start).trainable() if args.start else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
+    if cfg.context > lm.cfg.context:
+        sys.exit(f"context={cfg.context} is longer than the {lm.cfg.context} positions of {args.start}: give context={lm.cfg.context} or less")
     ids = [token for text in texts for token in [lm.tokenizer.eos_id, *lm.tokenizer.encode(text)]]
     print(f"{sum(p.numel() for p in lm.parameters()):,} parameters, {len(ids):,} tokens", file=sys.stderr)
 
     def loss(model, batch, generator):
         return model.loss(batch["ids"][:, :-1], batch["ids"][:, 1:])
 
-    def evaluate(model):
-        return {"bits_per_byte": bits_per_byte(model, ["\n\n".join(held_out)], limit=32)}
+    evaluate = lambda model: {"bits_per_byte": bits_per_byte(model, ["\n\n".join(held_out)], limit=32)}
 
     def sample(model, folder, step):
         text = model.generate(cfg.prompt, max_new_tokens=120, seed=0)
@@ -111,7 +112,7 @@ def main():
 
     run = Run(args.out, resume=args.resume, extend=True, export=lambda model: model.files(dtype=torch.bfloat16), evaluate=evaluate, sample=sample,
               card={"title": args.out.name, "Data": what, "Command": "python " + " ".join(sys.argv)})
-    fit(lm, loss, TokenWindows(torch.tensor(ids), cfg.context, cfg.train.batch, cfg.train.seed), replace(cfg.train), run=run)
+    fit(lm, loss, TokenWindows(torch.tensor(ids), cfg.context, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: CausalLM.from_pretrained("{args.out}/model")', file=sys.stderr)
 
 

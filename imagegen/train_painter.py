@@ -5,8 +5,8 @@
     python -m imagegen.train_painter --data FOLDER --run runs/longer --start painter        autoencoder and prompts stay, the transformer goes on
     python -m imagegen.train_painter --data FOLDER --run runs/sharper --start painter --only decoder
 
-Three parts, each with its folder (loss.png, samples/, checkpoints/) under --run. On one core of 60 GFLOP/s in float32: autoencoder 15 minutes,
-prompts 4, transformer about 80 pictures a second. The folder for `TextToImage.from_pretrained` is RUN/transformer/model."""
+Three parts, each with its folder (loss.png, samples/, checkpoints/) under --run, each saying before it starts how long it will take. The folder
+for `TextToImage.from_pretrained` is RUN/transformer/model, and RUN/decoder/model after --only decoder."""
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
@@ -68,24 +68,22 @@ def main():
 
 
 def train(plan, drawn, written, args):
-    """The three parts, one after another."""
+    """The parts, one after another; with --start the last two."""
     def run(part, *, sample=None, export=None):
         return Run(args.run / part, args.resume, extend=True, card={"title": f"Painter: {part}"}, sample=sample, export=export)
 
     torch.manual_seed(0)
     everything = captioned(drawn, written, 0.1)
-    if args.start:
+    if args.start:                                              # the picture tower did not ship: it learns anew what the words mean
         before = TextToImage.from_pretrained(args.start)
         painter, tokenizer = before.painter, before.tokenizer
-        painter.transformer.requires_grad_(True)                                     # what is loaded is at rest
-        alignment = Alignment(painter.text_encoder, PictureTower())                  # the tower did not ship: it learns anew what the words mean
-        alignment = train_prompts(alignment, tokenizer, everything, plan.prompts, run=run("prompts"))
+        painter.transformer.requires_grad_(True)                # what is loaded is at rest
     else:
         autoencoder = train_autoencoder(Autoencoder(plan.autoencoder), everything, plan.autoencoding, run=run("autoencoder"))
         tokenizer = train_prompt_tokenizer(vocabulary(drawn), plan.words.vocab, length=32)
-        alignment = Alignment(TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"])), PictureTower())
-        alignment = train_prompts(alignment, tokenizer, everything, plan.prompts, run=run("prompts"))
-        painter = Painter(DiT(plan.transformer), alignment.encoder, autoencoder)
+        encoder = TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"]))
+        painter = Painter(DiT(plan.transformer), encoder, autoencoder)
+    alignment = train_prompts(Alignment(painter.text_encoder, PictureTower()), tokenizer, everything, plan.prompts, run=run("prompts"))
 
     def sample(model, folder, step):
         pictures = TextToImage(model.painter, tokenizer).draw(SHOWN, range(len(SHOWN)), DrawSettings(steps=12))

@@ -1,5 +1,6 @@
 """Every example answers --help at once and says what it takes; the quickstart makes what it says, in under a minute."""
 
+import json
 import os
 import re
 import subprocess
@@ -39,6 +40,17 @@ def test_an_example_explains_itself(script):
     assert "usage:" in words and len(words) > 300
     if script.stem.startswith("train"):
         assert "--data" in words and "--resume" in words
+
+
+def test_a_text_model_goes_on_from_another(tmp_path):
+    (tmp_path / "rain.txt").write_text("The rain fell upon the roof of the old house, where nobody had lived for years.\n" * 40, encoding="utf-8")
+    command = [ROOT / "examples" / "train_text.py", "--data", str(tmp_path), "--start", "novelist", "--out", str(tmp_path / "run"),
+               "prompt=The rain", "train.steps=8", "train.batch=2", "train.warmup=1", "train.eval_every=0"]
+    run(*command, "context=32")
+    first, last = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][::7]
+    assert last < first - 1 and (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    refused = subprocess.run([sys.executable, *command, "context=1024"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert "context=1024 is longer than the 512 positions of novelist: give context=512 or less" in refused.stderr
 
 
 def test_the_quickstart_takes_less_than_a_minute(demo):
