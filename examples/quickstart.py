@@ -14,7 +14,7 @@ from pathlib import Path
 
 OPENING = "It was a dark night, and the rain"
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", "rocket, noto style", "a handwritten three",
-           "sunflower, noto style", "cat face, fluent 3d style", "snowman, openmoji style", "red heart, twemoji style"]
+           "sunflower, noto style", "cat face, fluent flat style", "penguin, openmoji style", "red heart, fluent 3d style"]
 SPOKEN = [("seven", "george"), ("two", "jackson"), ("nine", "lucas"), ("four", "theo")]
 
 
