@@ -5,7 +5,7 @@
     python examples/train_audio.py --resume                            goes on after Ctrl-C
     python examples/train_audio.py speaker.steps=2000 codec.width=96   any field of Plan below
 
-Three trainings one after another, each with its folder (loss.png, samples/, model/) under --run:
+Three trainings one after another, each with its folder (loss.png, samples/, model/) under --out:
   codec    sound -> codes -> sound, on spectra. On the notes the loss falls from 33 to about 10.
   finish   the codec's decoder alone, against discriminators: clearer voices
   speaker  word and voice -> codes. On the notes the loss falls from 5.6 to 2.5 in 100 steps.
@@ -46,13 +46,13 @@ class Plan:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fields", nargs="*", metavar="key=value", help="fields of Plan, such as speaker.steps=2000")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, such as speaker.steps=2000")
     parser.add_argument("--data", type=Path, help="audiofolder or parquet with text and speaker (default: notes made here)")
     parser.add_argument("--split", help="the rows of this split only")
-    parser.add_argument("--run", type=Path, default=Path("runs/audio"), help="folder of the run (default: runs/audio)")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --run stopped")
-    args = parser.parse_args()
-    plan = override(Plan(), args.fields)
+    parser.add_argument("--out", type=Path, default=Path("runs/audio"), help="run folder (default: runs/audio)")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
+    args = parser.parse_intermixed_args()
+    plan = override(Plan(), args.settings)
     clips = read_clips(args.data, plan.codec.sample_rate, split=args.split) if args.data else notes(plan.codec.sample_rate)
     train_speaker(plan, train_codec(plan, clips, args), clips, args)
 
@@ -62,7 +62,7 @@ def card(title, clips, args):
     source = args.data.name if args.data else "synthesised notes"
     options = [f"--data {source}"] * bool(args.data) + [f"--split {args.split}"] * bool(args.split)
     return {"title": title, "Data": f"{len(clips)} clips of {source}",
-            "Command": " ".join(["`python examples/train_audio.py", *options, *args.fields]) + "`"}
+            "Command": " ".join(["`python examples/train_audio.py", *options, *args.settings]) + "`"}
 
 
 def train_codec(plan, clips, args):
@@ -72,7 +72,7 @@ def train_codec(plan, clips, args):
             rebuilt = model.codec.decode(model.codec.encode(clip.waveform[None, None]))[0]
             Audio(rebuilt, plan.codec.sample_rate).save(folder / f"{step:06d}-{i}.wav")
     def trained(kind, model, loss, config):
-        run = Run(args.run / kind, args.resume, export=lambda model: model.codec.files(), sample=sample,
+        run = Run(args.out / kind, args.resume, export=lambda model: model.codec.files(), sample=sample,
                   card=card("Audio codec", clips, args))
         return fit(model, loss, Windows(clips, plan.window, config.batch, config.seed), config, run=run).codec
     torch.manual_seed(plan.spectra.seed)
@@ -96,7 +96,7 @@ def train_speaker(plan, codec, clips, args):
             clip.draw(folder / f"{step:06d}-{i}.png")
     torch.manual_seed(plan.speaker.seed)
     data = code_batches(codec, clips, cfg.model, batch=plan.speaker.batch, versions=plan.versions)
-    run = Run(args.run / "speaker", args.resume, export=lambda model: speech_files(cfg, model, codec), sample=sample,
+    run = Run(args.out / "speaker", args.resume, export=lambda model: speech_files(cfg, model, codec), sample=sample,
               card=card("Voice", clips, args))
     fit(TokenModel(cfg.model), token_loss, data, plan.speaker, run=run)
 

@@ -45,12 +45,12 @@ class Plan:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fields", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
     parser.add_argument("--data", type=Path, help="imagefolder or parquet with text (default: scikit-learn's digits)")
     parser.add_argument("--out", type=Path, default=Path("runs/image"), help="run folder (default: runs/image)")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
-    args = parser.parse_args()
-    plan = override(Plan(), args.fields)
+    args = parser.parse_intermixed_args()
+    plan = override(Plan(), args.settings)
     data, captions = pictures_of(args.data, plan.size) if args.data else sklearn_digits(plan.size)
     train(plan, data, captions, args)
 

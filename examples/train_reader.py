@@ -75,7 +75,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/train-reader"), help="run folder (default: runs/train-reader)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run folder")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of multimodal.learn.LearnConfig, such as training.lr=1e-3")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     shipped = args.data is not None and (args.data / "emoji").is_dir() and (args.data / "mnist").is_dir()
     config = override(LearnConfig(), [*([] if shipped else SMALL), *args.settings])
@@ -85,7 +85,7 @@ def main():
             draw_scenes(args.data)
     train, test = sources(args.data, config.vision.image)
     print(f"{sum(len(part.captions) for part in train):,} pictures to learn from, {sum(len(part) for part in test):,} to judge by")
-    reader = learn(train, test, config, run=Run(args.out, resume=args.resume, card={"title": "A reader", "Data": str(args.data)}))
+    reader = learn(train, test, config, run=Run(args.out, resume=args.resume, card={"title": "A reader", "Data": args.data.name}))
 
     for part in test:
         picture, caption = part[0]

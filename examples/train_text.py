@@ -59,7 +59,7 @@ def arguments():
     parser.add_argument("--start", help="a model to go on from: a shipped name, a folder, or a Hub id; its shape and tokenizer stay")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of TextRun, or train.<field of TrainConfig>")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def read_texts(path):

@@ -1,12 +1,12 @@
 """Trains the painter that ships: handwritten digits and emoji, drawn from words.
 
-    python -m imagegen.train_painter --data FOLDER --run runs/painter          FOLDER holds mnist/train.parquet and emoji/train.parquet
-    python -m imagegen.train_painter --data FOLDER --run runs/painter --resume painting.steps=20000
-    python -m imagegen.train_painter --data FOLDER --run runs/longer --start painter        autoencoder and prompts stay, the transformer goes on
-    python -m imagegen.train_painter --data FOLDER --run runs/sharper --start painter --only decoder
+    python -m imagegen.train_painter --data FOLDER --out runs/painter          FOLDER holds mnist/train.parquet and emoji/train.parquet
+    python -m imagegen.train_painter --data FOLDER --out runs/painter --resume painting.steps=20000
+    python -m imagegen.train_painter --data FOLDER --out runs/longer --start painter        autoencoder and prompts stay, the transformer goes on
+    python -m imagegen.train_painter --data FOLDER --out runs/sharper --start painter --only decoder
 
-Three parts, each with its folder (loss.png, samples/, checkpoints/) under --run, each saying before it starts how long it will take. The folder
-for `TextToImage.from_pretrained` is RUN/transformer/model, and RUN/decoder/model after --only decoder."""
+Three parts, each with its folder (loss.png, samples/, checkpoints/) under --out, each saying before it starts how long it will take. The folder
+for `TextToImage.from_pretrained` is OUT/transformer/model, and OUT/decoder/model after --only decoder."""
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
@@ -51,18 +51,18 @@ class Plan:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fields", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/")
-    parser.add_argument("--run", type=Path, default=Path("runs/painter"))
+    parser.add_argument("--out", type=Path, default=Path("runs/painter"))
     parser.add_argument("--start", help="a painter to go on from, by name or folder: only its transformer is trained")
     parser.add_argument("--only", choices=["decoder"], help="with --start: the decoder goes on alone, under latents that stay")
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.only and not args.start:
         parser.error("--only decoder needs --start: which painter's decoder should go on?")
-    plan = override(Plan(), args.fields)
-    drawn = cached(args.run / "cache", "emoji", lambda: emoji(args.data / "emoji"))
-    written = cached(args.run / "cache", "mnist", lambda: digits(args.data / "mnist"))
+    plan = override(Plan(), args.settings)
+    drawn = cached(args.out / "cache", "emoji", lambda: emoji(args.data / "emoji"))
+    written = cached(args.out / "cache", "mnist", lambda: digits(args.data / "mnist"))
     written = Pictures(written.pixels[:plan.digits], written.rows[:plan.digits])
     (sharpen if args.only else train)(plan, drawn, written, args)
 
@@ -70,7 +70,7 @@ def main():
 def train(plan, drawn, written, args):
     """The parts, one after another; with --start the last two."""
     def run(part, *, sample=None, export=None):
-        return Run(args.run / part, args.resume, extend=True, card={"title": f"Painter: {part}"}, sample=sample, export=export)
+        return Run(args.out / part, args.resume, extend=True, card={"title": f"Painter: {part}"}, sample=sample, export=export)
 
     torch.manual_seed(0)
     everything = captioned(drawn, written, 0.1)
@@ -105,7 +105,7 @@ def sharpen(plan, drawn, written, args):
         pairs = torch.cat((shown, model.decode(model.encode(shown)[0]).clamp(-1, 1)))
         to_pil(grid(pairs, 12)[None])[0].save(folder / f"{step:06d}.png")
 
-    run = Run(args.run / "decoder", args.resume, extend=True, card={"title": "Painter: decoder"}, sample=sample,
+    run = Run(args.out / "decoder", args.resume, extend=True, card={"title": "Painter: decoder"}, sample=sample,
               export=lambda model: pipeline_files(before.painter, before.tokenizer, dtype=torch.bfloat16))
     train_decoder(before.painter.autoencoder, some, plan.decoding, run=run)
 

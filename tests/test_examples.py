@@ -44,8 +44,8 @@ def test_an_example_explains_itself(script):
 
 def test_a_text_model_goes_on_from_another(tmp_path):
     (tmp_path / "rain.txt").write_text("The rain fell upon the roof of the old house, where nobody had lived for years.\n" * 40, encoding="utf-8")
-    command = [ROOT / "examples" / "train_text.py", "--data", str(tmp_path), "--start", "novelist", "--out", str(tmp_path / "run"),
-               "prompt=The rain", "train.steps=8", "train.batch=2", "train.warmup=1", "train.eval_every=0"]
+    command = [ROOT / "examples" / "train_text.py", "prompt=The rain", "--data", str(tmp_path), "--start", "novelist", "train.steps=8",
+               "train.batch=2", "train.warmup=1", "train.eval_every=0", "--out", str(tmp_path / "run")]      # settings stand anywhere
     run(*command, "context=32")
     first, last = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][::7]
     assert last < first - 1 and (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -202,7 +202,7 @@ def test_the_example_trains_a_voice_that_speaks_and_resumes(tmp_path, times):
             "spectra.steps=4", "finish.steps=2", "speaker.steps=3", "spectra.batch=8", "finish.batch=8", "versions=1", "longest=60",
             "transformer.layers=1", "transformer.width=32", "transformer.attention.heads=2"]
     for options in ([], ["--resume"])[:times]:
-        command = [sys.executable, "examples/train_audio.py", "--run", str(tmp_path / "run"), *options, *tiny]
+        command = [sys.executable, "examples/train_audio.py", "--out", str(tmp_path / "run"), *options, *tiny]
         done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     for stage in ("codec", "finish", "speaker"):
