@@ -125,15 +125,16 @@ class HeadNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention. x (B,T,D) -> (B,T,D); q, k and v are one matrix (rows q|k|v), so that a decode step has one product less."""
 
-    def __init__(self, width, cfg):
+    def __init__(self, width, cfg, eps=1e-6):
+        """eps: of the norms of queries and keys, when there are any."""
         super().__init__()
         self.heads, self.kv_heads, self.head_width = head_sizes(width, cfg)
         self.scale, self.softcap = cfg.scale, cfg.softcap
         N, G, E = self.heads, self.kv_heads, self.head_width
         self.qkv = nn.Linear(width, (N + 2 * G) * E, bias=cfg.bias)
         self.out = nn.Linear(N * E, width, bias=cfg.out_bias)
-        self.q_norm = HeadNorm(cfg.qk_norm, E) if cfg.qk_norm != "none" else None
-        self.k_norm = HeadNorm(cfg.qk_norm, E) if cfg.qk_norm != "none" else None
+        self.q_norm = HeadNorm(cfg.qk_norm, E, eps) if cfg.qk_norm != "none" else None
+        self.k_norm = HeadNorm(cfg.qk_norm, E, eps) if cfg.qk_norm != "none" else None
 
     def forward(self, x, seen=None, *, rotary=None, cache=None):
         """seen: mask as `attend` takes it; rotary: what rotary_table gives; cache: this layer's part of a cache."""

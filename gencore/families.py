@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from gencore.check import CheckpointError, ConfigError, nearest
+from gencore.config import to_dict
 
 
 @dataclass(frozen=True)
@@ -230,3 +231,20 @@ def expect_fields(config, wanted, name):
         if field in config and config[field] not in values:
             listed = " or ".join(map(repr, values))
             raise ConfigError(f"config.json of a {name} model: {field} should be {listed}, got {config[field]!r}")
+
+
+def expect_said(cfg, back, name, ignored=()):
+    """Refuses to write a configuration that would be read `back` as another one: the layout has no words for what differs."""
+    for field, (ours, read) in sorted(_differences(to_dict(cfg), to_dict(back))):
+        if field not in ignored:
+            raise ConfigError(f"the {name} layout can't say this model's {field}={ours!r} (it would be read as {read!r}): "
+                              f"choose another family, or another {field}")
+
+
+def _differences(ours, read, path=""):
+    """Dotted fields in which two dicts differ, with both values; a part that only one side has is one difference."""
+    for key in ours:
+        if isinstance(ours[key], dict) and isinstance(read[key], dict) and ours[key].keys() == read[key].keys():
+            yield from _differences(ours[key], read[key], f"{path}{key}.")
+        elif ours[key] != read[key]:
+            yield path + key, (ours[key], read[key])

@@ -67,7 +67,7 @@ class Block(nn.Module):
         super().__init__()
         width, self.place, self.dropout = cfg.width, cfg.norm.place, cfg.dropout
         self.attention_norm = make_norm(width, cfg.norm)
-        self.attention = Attention(width, cfg.attention)
+        self.attention = Attention(width, cfg.attention, cfg.norm.eps)
         self.mlp_norm = make_norm(width, cfg.norm)
         self.mlp = make_mlp(width, cfg.mlp)
         self.cross = CrossAttention(width, cfg.attention, cfg.cross) if cfg.cross else None

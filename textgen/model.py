@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gencore.attention import head_sizes
 from gencore.check import CheckpointError, InputError, dims, nearest
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.choose import Sampling
 from gencore.decode import CompiledStep, column_major
 from gencore.embeddings import LearnedPositions
 from gencore.int8 import int8_linears
-from gencore.loss import chunked_cross_entropy
+from gencore.layers import NormConfig
+from gencore.loss import capped, chunked_cross_entropy
 from gencore.masks import causal
 from gencore.recipe import Recipe, register
 from gencore.tokenizer import Tokenizer
@@ -31,6 +33,8 @@ class CausalLMConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     tied: bool = True                                            # the head is the token table
     learned_positions: bool = False                              # a table of `context` rows is added to the tokens (GPT-2)
+    embedding_scale: float | None = None                         # on the token table (Gemma: the square root of the width)
+    logit_softcap: float | None = None                           # logits become cap * tanh(logit / cap) (Gemma 2)
     family: str = "llama"                                        # layout of the folder that save_pretrained writes
     bos: int | None = None                                       # special ids, None = there is none
     eos: tuple[int, ...] = ()
@@ -60,16 +64,19 @@ class CausalLM(nn.Module):
 
     def forward(self, ids, *, mask=None, positions=None, cache=None):
         """ids (B,T) -> logits (B,T,V); with a cache they continue what it holds. mask: beside causal()."""
-        return self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache))
+        return capped(self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache)), self.cfg.logit_softcap)
 
     def last_logits(self, ids, *, mask=None, positions=None, cache=None):
         """ids (B,T) -> logits (B,1,V) of the last position: all that generating needs."""
-        return self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache)[:, -1:])
+        last = self.hidden(ids, mask=mask, positions=positions, cache=cache)[:, -1:]
+        return capped(self.head(last), self.cfg.logit_softcap)
 
     def hidden(self, ids, *, mask=None, positions=None, cache=None):
         """ids (B,T) -> states before the head (B,T,D)."""
         _, T = dims("ids", ids, "B T")
         x = self.embedding(ids)                                                          # (B, T, D)
+        if self.cfg.embedding_scale is not None:
+            x = x * torch.tensor(self.cfg.embedding_scale, dtype=x.dtype)                # rounded as the table is
         if self.positions is not None:
             if positions is None:
                 positions = torch.arange(T, device=ids.device) + (0 if cache is None else cache.length)
@@ -79,7 +86,7 @@ class CausalLM(nn.Module):
 
     def loss(self, ids, targets):
         """ids, targets (B,T), -100 = no target -> (summed cross-entropy, number of targets)."""
-        return chunked_cross_entropy(self.hidden(ids).flatten(0, 1), self.head.weight, targets.flatten())
+        return chunked_cross_entropy(self.hidden(ids).flatten(0, 1), self.head.weight, targets.flatten(), softcap=self.cfg.logit_softcap)
 
     # ---- words ----
 
@@ -221,6 +228,19 @@ def read_folder(folder):
             return both, state
         del state["head.weight"]
     return cfg, state if not cfg.tied else {**state, "head.weight": state["embedding.weight"]}
+
+
+def usual(cfg):
+    """The same model in the usual words, so that equal models compare equal: None for what a field would say anyway."""
+    stack = cfg.transformer
+    N, G, E = head_sizes(stack.width, stack.attention)
+    scale = None if stack.attention.scale == E ** -0.5 else stack.attention.scale
+    attention = replace(stack.attention, kv_heads=None if G == N else G, head_width=None if E * N == stack.width else E, scale=scale)
+    windows = tuple(stack.window_of(layer) for layer in range(stack.layers))
+    norm = stack.norm if stack.norm.kind == "layer" else replace(stack.norm, bias=NormConfig.bias)        # only layer norms have one
+    local = stack.local_rotary if any(windows) and stack.local_rotary != stack.rotary else None
+    stack = replace(stack, attention=attention, windows=windows if any(windows) else None, local_rotary=local, norm=norm)
+    return replace(cfg, transformer=stack)
 
 
 def special_ids(config):

@@ -63,10 +63,13 @@ def test_what_the_layout_cannot_say_is_refused():
     from gencore.check import ConfigError
     cfg = family("llama").to_ours(SMALL)
     stack = cfg.transformer
-    for changed, words in ((replace(stack, attention=replace(stack.attention, qk_norm="rms")), "attention"),
-                           (replace(stack, norm=replace(stack.norm, kind="layer")), "norm"), (replace(stack, rotary=None), "positions"),
-                           (replace(stack, mlp=replace(stack.mlp, activation="relu")), "mlp"), (replace(stack, windows=(4,)), "windows")):
-        with pytest.raises(ConfigError, match=f"llama layout can't say this model's {words}"):
+    normed = replace(stack.attention, qk_norm="rms")
+    for changed, words in ((replace(stack, attention=normed), r"attention.qk_norm='rms' \(it would be read as 'none'"),
+                           (replace(stack, norm=replace(stack.norm, kind="layer")), "norm.kind='layer'"),
+                           (replace(stack, rotary=None), "rotary=None"),
+                           (replace(stack, mlp=replace(stack.mlp, activation="relu")), "mlp.activation='relu'"),
+                           (replace(stack, windows=(4,)), r"windows=\[4, 4\]")):
+        with pytest.raises(ConfigError, match=f"llama layout can't say this model's (transformer.)?{words}"):
             family("llama").to_theirs(replace(cfg, transformer=changed))
     with pytest.raises(ConfigError, match="hidden_act should be 'silu' or 'swish', got 'relu'"):
         family("llama").to_ours({**SMALL, "hidden_act": "relu"})

@@ -3,7 +3,7 @@ import importlib
 
 from gencore.check import unknown
 
-KNOWN = ("gpt2", "llama")
+KNOWN = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 def family(name):

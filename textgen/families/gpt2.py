@@ -1,8 +1,7 @@
 """GPT-2 (Radford et al. 2019): learned positions, LayerNorm, plain MLP, biases everywhere, tied head."""
-from gencore.check import ConfigError
 from gencore.config import from_dict
-from gencore.families import Drop, Family, Rename, Tie, Transpose, expect_fields, read_fields, write_fields
-from textgen.model import CausalLMConfig, special_fields, special_ids
+from gencore.families import Drop, Family, Rename, Tie, Transpose, expect_fields, expect_said, read_fields, write_fields
+from textgen.model import CausalLMConfig, special_fields, special_ids, usual
 
 FIELDS = (
     ("vocab_size", "vocab", 50257),
@@ -28,27 +27,18 @@ def to_ours(config):
                     "activation": ACTIVATIONS[config.get("activation_function", "gelu_new")]}
     stack["norm"] |= {"kind": "layer", "place": "pre"}
     stack["attention"] |= {"bias": True, "out_bias": True, "scale": None if config.get("scale_attn_weights", True) else 1.0}
-    return from_dict(CausalLMConfig, {**ours, **special_ids(config), "learned_positions": True, "family": "gpt2"})
+    return usual(from_dict(CausalLMConfig, {**ours, **special_ids(config), "learned_positions": True, "family": "gpt2"}))
 
 
 def to_theirs(cfg):
     """CausalLMConfig -> config.json."""
-    stack, attention = cfg.transformer, cfg.transformer.attention
-    wrong = {"norm": (stack.norm.kind, stack.norm.place, stack.norm.affine, stack.norm.bias, stack.final_norm) != ("layer", "pre", True, True, True),
-             "attention": (attention.bias, attention.out_bias, attention.qk_norm, attention.softcap) != (True, True, "none", None)
-                          or attention.kv_heads not in (None, attention.heads) or attention.scale not in (None, 1.0)
-                          or attention.head_width not in (None, stack.width // attention.heads),
-             "mlp": stack.mlp.gated or not stack.mlp.bias,
-             "positions": not cfg.learned_positions or stack.rotary is not None or stack.relative is not None,
-             "windows": stack.windows is not None and any(stack.windows), "cross": stack.cross is not None,
-             "condition": stack.condition != "none"}
-    for what, is_wrong in wrong.items():
-        if is_wrong:
-            raise ConfigError(f"the gpt2 layout can't say this model's {what}: choose another family, or another {what}")
+    stack = cfg.transformer
     act = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == stack.mlp.activation)
-    return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **write_fields(FIELDS, cfg), "n_inner": stack.mlp.width,
-            "activation_function": act, "scale_attn_weights": attention.scale is None, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-            **special_fields(cfg)}
+    theirs = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **write_fields(FIELDS, cfg), "n_inner": stack.mlp.width,
+              "activation_function": act, "scale_attn_weights": stack.attention.scale is None, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+              **special_fields(cfg)}
+    expect_said(usual(cfg), to_ours(theirs), "gpt2")
+    return theirs
 
 
 def rules(cfg):

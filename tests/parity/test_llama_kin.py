@@ -1,0 +1,121 @@
+"""The families that are Llama with changes, against transformers: logits, state dicts to the bit, greedy tokens through both caches."""
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gencore.check import ConfigError
+from tests.parity.causal import check_greedy_tokens, check_round_trip, random_model
+from textgen.families import family
+
+SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 1}
+CLASSES = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "gemma2": "Gemma2", "gemma3_text": "Gemma3"}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+          "rope_theta": 1e4}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0]}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 5}
+CASES = {
+    "mistral window": ("mistral", {"sliding_window": 5}),
+    "mistral whole": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "mistral tied": ("mistral", {"tie_word_embeddings": True, "num_key_value_heads": 4, "rms_norm_eps": 1e-5}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 tied": ("qwen2", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "qwen2 upper windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3 eps": ("qwen3", {"head_dim": 8, "rms_norm_eps": 1e-2, "num_key_value_heads": 4}),
+    "qwen3 biases, windows": ("qwen3", {"head_dim": 16, "attention_bias": True, "use_sliding_window": True, "sliding_window": 4,
+                                        "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "phi3": ("phi3", {"pad_token_id": 1}),
+    "phi3 window, tied": ("phi3", {"sliding_window": 6, "tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "phi3 half turns": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "phi3 longrope, short text": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48, "max_position_embeddings": 192}),
+    "phi3 longrope, long text": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16, "max_position_embeddings": 64}),
+    "gemma2": ("gemma2", GEMMA),
+    "gemma2 without caps": ("gemma2", {**GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None, "query_pre_attn_scalar": 16}),
+    "gemma2 biases": ("gemma2", {**GEMMA, "attention_bias": True, "rms_norm_eps": 1e-5}),
+    "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "gemma3, its own pattern": ("gemma3_text", {**GEMMA, "num_hidden_layers": 7, "final_logit_softcapping": 5.0}),
+    "gemma3 scaled": ("gemma3_text", {**GEMMA, "layer_types": ["full_attention", "sliding_attention"] * 2, "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}}),
+}
+GREEDY = ("mistral window", "qwen2 upper windows", "qwen3", "phi3", "gemma2", "gemma3")
+
+
+def model_of(case):
+    import transformers
+    name, changes = CASES[case]
+    prefix = CLASSES[name]
+    config = getattr(transformers, prefix + ("TextConfig" if prefix == "Gemma3" else "Config"))
+    return random_model(getattr(transformers, prefix + "ForCausalLM"), config(**{**SMALL, **changes}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_random_model_comes_here_and_goes_back(case, tmp_path):
+    check_round_trip(model_of(case), tmp_path)
+
+
+@pytest.mark.parametrize("case", GREEDY)
+def test_greedy_tokens_are_the_same_through_both_caches(case, tmp_path):
+    check_greedy_tokens(model_of(case), tmp_path)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_defaults_of_transformers_are_the_defaults_here(name):
+    import transformers
+    kind = getattr(transformers, CLASSES[name] + ("TextConfig" if name == "gemma3_text" else "Config"))
+    needed = {"hidden_size": 32, "num_hidden_layers": 7, "num_attention_heads": 32, "intermediate_size": 48, "vocab_size": 97, "head_dim": 16}
+    assert family(name).to_ours(needed) == replace(family(name).to_ours(kind(**needed).to_dict()), bos=None, eos=(), pad=None)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_old_fields_of_rotary_positions_are_read(name):
+    old = {**SMALL, "rope_theta": 5e5, "rope_local_base_freq": 2e3}
+    new = {"rope_type": "default", "rope_theta": 5e5}
+    new = {"full_attention": new, "sliding_attention": {**new, "rope_theta": 2e3}} if name == "gemma3_text" else new
+    ours = family(name).to_ours(old)
+    assert ours == family(name).to_ours({**SMALL, "rope_parameters": new}) and ours.transformer.rotary.theta == 5e5
+
+
+@pytest.mark.parametrize("name, change, words", [
+    ("mistral", {"windows": (4, None)}, r"transformer.windows=\[4, None, 4, None\] \(it would be read as \[4, 4, 4, 4\]"),
+    ("qwen3", {"windows": (4, 6)}, "transformer.windows"),
+    ("qwen2", {"relative": "t5"}, "transformer.relative"),
+    ("phi3", {"final_norm": False}, "transformer.final_norm=False"),
+    ("gemma2", {"condition": "adaln_zero"}, "transformer.condition='adaln_zero'")])
+def test_what_a_layout_cannot_say_is_refused(name, change, words):
+    from gencore.positions import RelativeConfig
+    cfg = family(name).to_ours(SMALL)
+    change = {"relative": RelativeConfig()} if "relative" in change else change
+    norm = replace(cfg.transformer.norm, place="pre")
+    changed = replace(cfg.transformer, **change, **({"norm": norm} if "condition" in change else {}))
+    with pytest.raises(ConfigError, match=f"the {name} layout can't say this model's {words}"):
+        family(name).to_theirs(replace(cfg, transformer=changed))
+
+
+@pytest.mark.parametrize("name, field, words", [
+    ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention should be None or False, got True"),
+    ("gemma3_text", {"hidden_activation": "relu"}, "hidden_activation should be"),
+    ("qwen3", {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 4}, "layer_types should be 4 of full_attention or"),
+    ("mistral", {"hidden_act": "relu"}, "hidden_act should be")])
+def test_what_is_not_done_here_is_refused(name, field, words):
+    with pytest.raises(ConfigError, match=f"config.json of a {name} model: {words}"):
+        family(name).to_ours({**SMALL, **field})
+
+
+def test_the_loss_is_that_of_the_capped_logits(tmp_path):
+    from textgen import CausalLM
+    model_of("gemma2").save_pretrained(tmp_path)
+    lm = CausalLM.from_pretrained(tmp_path).trainable().train()
+    ids = torch.randint(0, 97, (2, 21))
+    loss, count = lm.loss(ids[:, :-1], ids[:, 1:])
+    loss.backward()
+    found = [p.grad.clone() for p in lm.parameters()]
+    lm.zero_grad()
+    plain = torch.nn.functional.cross_entropy(lm(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    plain.backward()
+    assert count == 40
+    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-5)
+    for mine, wanted in zip(found, [p.grad for p in lm.parameters()]):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
