@@ -4,5 +4,5 @@ import gencore  # noqa: F401  (its torchaudio guard stands before transformers)
 from gencore.lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, {
-    "CausalLM": "model", "CausalLMConfig": "model", "Text": "text", "bits_per_byte": "evaluate",
+    "CausalLM": "model", "CausalLMConfig": "model", "Text": "text", "bits_per_byte": "evaluate", "preset": "presets",
 })

@@ -1,0 +1,44 @@
+"""textgen/presets.py: known shapes have their known sizes, and what is counted without tensors is what a real forward keeps."""
+import pytest
+import torch
+
+from gencore.check import UnknownNameError
+from textgen import CausalLM
+from textgen.presets import PRESETS, gpt_shape, kept_bytes, main, needs, preset
+
+PUBLISHED = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200, "llama3-8b": 8_030_261_248}
+
+
+@pytest.mark.parametrize("name, parameters", PUBLISHED.items())
+def test_a_known_shape_has_the_published_parameters(name, parameters):
+    need = needs(preset(name), length=8)
+    assert need.parameters == parameters and need.weights == 2 * parameters and need.states == 16 * parameters
+
+
+def test_gpt3_has_175_billion():
+    assert round(needs(preset("gpt3"), length=8).parameters / 1e9) == 175
+
+
+@pytest.mark.parametrize("cfg", [PRESETS["1m"], gpt_shape(96, 3, 3, context=64)], ids=["llama", "gpt2"])
+def test_the_count_is_what_a_real_forward_keeps(cfg):
+    ids = torch.zeros(2, 48, dtype=torch.long)
+    need = needs(cfg, batch=2, length=48, dtype=torch.float32)
+    assert need.activations == kept_bytes(CausalLM(cfg), ids) > 48 * 2 * cfg.transformer.width * 4 * cfg.transformer.layers
+    assert need.cache == 2 * cfg.transformer.layers * 2 * 48 * cfg.transformer.width * 4
+    assert (need.inference, need.training) == (need.weights + need.cache, need.states + need.activations)
+
+
+def test_memory_grows_linearly_with_the_text():
+    short, long = (needs(PRESETS["3m"], length=length).activations for length in (128, 256))
+    assert 1.95 < long / short < 2.05
+
+
+def test_the_table_names_every_preset(capsys):
+    main()
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in PRESETS) and "174,604,259,328" in printed
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="gpt2-xl"):
+        preset("gpt2-x")
