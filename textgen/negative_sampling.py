@@ -1,0 +1,116 @@
+"""Word vectors learnt by negative sampling, as matrix products over blocks of text (Mikolov et al. 2013; Ji et al. 2016 share the noise words).
+
+A block is T words in a row with a margin of `window` words on both sides. All scores of the block are one product (T, T + 2 window), of which
+the band inside each word's window counts; the noise words are drawn for the block and shared by its words, so that they are a product too.
+Gradients are written by hand: a step touches some thousand rows of two tables, and an optimizer over whole tables would touch all of them."""
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from gencore.check import ConfigError
+from gencore.config import check_choices
+
+BLOCK = 32                    # T, words of a block
+
+
+@dataclass(frozen=True)
+class Word2VecConfig:
+    """gensim's names in brackets where they differ."""
+    objective: Literal["skip-gram", "cbow"] = "skip-gram"      # [sg=1, sg=0]
+    width: int = 100              # D [vector_size]
+    window: int = 5               # most words to either side; each word draws its own from 1 to this
+    negative: int = 5             # weight of the noise against each word that was there
+    min_count: int = 5            # rarer words are left out
+    sample: float = 1e-3          # words more frequent than this share are thinned out; 0 = none
+    epochs: int = 5
+    lr: float = 0.025             # falls linearly [alpha] ...
+    min_lr: float = 1e-4          # ... to this
+    noise: int = 32               # noise words drawn for a block, each with weight negative * pairs / noise
+    blocks: int = 32              # blocks of one step
+    seed: int = 1
+
+    def __post_init__(self):
+        check_choices(self)
+        for name in ("width", "window", "negative", "min_count", "epochs", "noise", "blocks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Word2VecConfig.{name} should be at least 1, got {getattr(self, name)}")
+        if self.lr < self.min_lr or self.min_lr < 0 or self.sample < 0:
+            raise ConfigError(f"lr should fall to min_lr >= 0 and sample be >= 0, got lr={self.lr}, min_lr={self.min_lr}, sample={self.sample}")
+
+
+class Trainer:
+    """Two tables (V,D): `vectors` of a word as itself, `contexts` of a word as its neighbours' neighbour."""
+
+    def __init__(self, counts, cfg):
+        """counts (V,) long: how often each word occurs."""
+        self.cfg, self.rate = cfg, cfg.lr
+        self.generator = torch.Generator().manual_seed(cfg.seed)
+        V, share = len(counts), counts.double() / counts.sum()
+        self.vectors = (torch.rand(V, cfg.width, generator=self.generator) - 0.5) / cfg.width
+        self.contexts = torch.zeros(V, cfg.width)
+        smoothed = counts.double() ** 0.75
+        self.noise = (smoothed / smoothed.sum()).cumsum(0)                               # noise words are drawn by bisection
+        kept = torch.ones(V, dtype=torch.double) if cfg.sample == 0 else (cfg.sample / share).sqrt() + cfg.sample / share
+        self.kept = kept.clamp(max=1).float()                                            # share of its occurrences that a word keeps
+        offset = torch.arange(BLOCK + 2 * cfg.window) - cfg.window - torch.arange(BLOCK)[:, None]
+        self.offset = offset.abs().masked_fill(offset == 0, cfg.window + 1)              # (T, S): distance; a word is not its own neighbour
+
+    def thinned(self, ids, sentences):
+        """ids (n,), sentences (n,) long -> the same without some of the frequent words (section 2.3 of Mikolov et al.)."""
+        stay = torch.rand(len(ids), generator=self.generator) < self.kept[ids]
+        return ids[stay], sentences[stay]
+
+    def steps(self, ids, sentences):
+        """One pass over a text, ids (n,) and the sentence of each (n,) -> yields (words of a step, function of the rate that takes it)."""
+        W, size = self.cfg.window, BLOCK * self.cfg.blocks
+        filled = -len(ids) % BLOCK
+        ids = torch.nn.functional.pad(ids, (W, W + filled))
+        sentences = torch.nn.functional.pad(sentences, (W, W + filled), value=-1)
+        rows, owners = (t.unfold(0, BLOCK + 2 * W, BLOCK) for t in (ids, sentences))     # (blocks, S), S = T + 2W
+        for start in range(0, len(rows), self.cfg.blocks):
+            part = slice(start, start + self.cfg.blocks)
+            yield min(size, BLOCK * len(rows[part])), lambda lr, part=part: self.step(rows[part], owners[part], lr)
+
+    def step(self, around, owners, lr):
+        """around (R,S): R blocks with their margins; owners (R,S): sentences, -1 = outside."""
+        self.rate, W, T = lr, self.cfg.window, BLOCK
+        words, owner = around[:, W:W + T], owners[:, W:W + T]                            # (R, T)
+        reach = torch.randint(1, W + 1, words.shape, generator=self.generator)           # each word's own window
+        band = (self.offset <= reach[..., None]) & (owner[..., None] == owners[:, None]) & (owner[..., None] >= 0)   # (R, T, S)
+        noise = torch.searchsorted(self.noise, torch.rand(len(words), self.cfg.noise, generator=self.generator, dtype=torch.double))
+        learn = self.skip_gram if self.cfg.objective == "skip-gram" else self.cbow
+        learn(words, around, noise.clamp(max=len(self.noise) - 1), band.float())
+
+    def skip_gram(self, words, around, noise, band):
+        """words (R,T) foretell each of their neighbours among `around` (R,S), and not the noise (R,M); band (R,T,S) 1 = neighbour."""
+        x, y, n = self.vectors[words], self.contexts[around], self.contexts[noise]       # (R, T, D), (R, S, D), (R, M, D)
+        pairs = band.sum(-1, keepdim=True)                                               # (R, T, 1)
+        weight = pairs * (self.cfg.negative / noise.shape[1])
+        right = torch.sigmoid(-(x @ y.mT)) * band                                        # (R, T, S): what the scores lack
+        wrong = torch.sigmoid(x @ n.mT) * -weight                                        # (R, T, M)
+        self.move(self.vectors, words, right @ y + wrong @ n, pairs[..., 0] * (1 + self.cfg.negative))
+        pulls = torch.cat((band.sum(1), weight.sum(1).expand(noise.shape)), 1)
+        self.move(self.contexts, torch.cat((around, noise), 1), torch.cat((right.mT @ x, wrong.mT @ x), 1), pulls)
+
+    def cbow(self, words, around, noise, band):
+        """The mean of each word's neighbours foretells the word, and not the noise. As gensim, each neighbour takes the mean's whole gradient."""
+        pairs = band.sum(-1, keepdim=True)                                               # (R, T, 1)
+        mean = band / pairs.clamp(min=1)                                                 # (R, T, S)
+        x, y, n = mean @ self.vectors[around], self.contexts[words], self.contexts[noise]        # (R, T, D), (R, T, D), (R, M, D)
+        there = (pairs > 0).float()                                                      # a word without neighbours teaches nothing
+        right = torch.sigmoid(-(x * y).sum(-1, keepdim=True)) * there                    # (R, T, 1)
+        weight = there * (self.cfg.negative / noise.shape[1])
+        wrong = torch.sigmoid(x @ n.mT) * -weight                                        # (R, T, M)
+        self.move(self.vectors, around, band.mT @ (right * y + wrong @ n), mean.sum(1) * (1 + self.cfg.negative))
+        pulls = torch.cat((there[..., 0], weight.sum(1).expand(noise.shape)), 1)
+        self.move(self.contexts, torch.cat((words, noise), 1), torch.cat((right * x, wrong.mT @ x), 1), pulls)
+
+    def move(self, table, rows, pulls, weights):
+        """Adds rate * pulls (R,S,D) to the rows (R,S) of the table, less where the weights (R,S) of a row sum to more than 1 / rate.
+
+        One after another such pulls weaken as the row moves; summed at once they would overshoot."""
+        rows = rows.flatten()
+        total = torch.zeros(len(table)).index_add_(0, rows, weights.flatten())
+        rate = (1 / total[rows]).clamp(max=self.rate)
+        table.index_add_(0, rows, pulls.flatten(0, 1).mul_(rate[:, None]))

@@ -1,0 +1,87 @@
+"""How good word vectors are, by the field's three tests: WordSim-353 and SimLex-999 (people's judgement of pairs), and the analogy questions."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from gencore.check import DataError
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """How the vectors' order of the pairs agrees with people's."""
+    spearman: float
+    pairs: int                                           # of which both words are known
+    unknown: int
+
+
+def pair_score(w2v, pairs):
+    """[(word, word, people's score), ...] -> PairScore; pairs with an unknown word are left out and counted."""
+    known = [(one, other, score) for one, other, score in pairs if one in w2v and other in w2v]
+    if len(known) < 2:
+        raise DataError(f"{len(known)} of {len(pairs)} pairs have two known words: nothing to compare")
+    mine = torch.tensor([w2v.similarity(one, other) for one, other, _ in known])
+    return PairScore(spearman(mine, torch.tensor([float(score) for *_, score in known])), len(known), len(pairs) - len(known))
+
+
+def spearman(a, b):
+    """Rank correlation of a (n,) and b (n,); equal values share their mean rank."""
+    a, b = (ranks(x) - ranks(x).mean() for x in (a, b))
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+def ranks(x):
+    """x (n,) -> rank of each value (n,), ties in the middle of their places."""
+    _, inverse, counts = x.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2.0)[inverse]
+
+
+def read_pairs(path):
+    """A table with a word, a word and a number in each row, parted by tabs or commas; lines without a number are headers -> triples."""
+    pairs = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        fields = line.replace(",", "\t").split("\t")
+        numbers = [field for field in fields[2:] if is_number(field)]
+        if len(fields) >= 3 and numbers:
+            pairs.append((fields[0].strip().lower(), fields[1].strip().lower(), float(numbers[0])))
+    if not pairs:
+        raise DataError(f"{path}: no line with two words and a number")
+    return pairs
+
+
+def read_analogies(path):
+    """word2vec's questions-words.txt: ": section" lines, then four words a line -> {section: [(a, b, c, d), ...]}."""
+    sections, section = {}, None
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        words = line.lower().split()
+        if line.startswith(":"):
+            section = sections.setdefault(line[1:].strip(), [])
+        elif len(words) == 4 and section is not None:
+            section.append(tuple(words))
+        elif words:
+            raise DataError(f'{path}: line {number} should be ": section" or four words, got {line[:60]!r}')
+    return sections
+
+
+def analogies(w2v, sections, *, among=30000):
+    """{section: questions "a is to b as c is to d"} -> {section: (right, asked)}; asked are those whose words are among the most frequent."""
+    unit, results = w2v.unit()[:among], {}
+    for section, questions in sections.items():
+        rows = [[w2v.index[word] for word in question] for question in questions if all(w2v.index.get(word, among) < among for word in question)]
+        right = 0
+        for a, b, c, d in (torch.tensor(rows[i:i + 256]).mT for i in range(0, len(rows), 256)):
+            scores = F.normalize(unit[b] - unit[a] + unit[c], dim=1) @ unit.mT           # (questions, V)
+            scores.scatter_(1, torch.stack((a, b, c), 1), -2.0)                          # a given word is no answer
+            right += int((scores.argmax(1) == d).sum())
+        results[section] = (right, len(rows))
+    return results
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
