@@ -8,7 +8,7 @@ from gencore.check import CheckpointError, InputError
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
-SPECIAL_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+SPECIAL_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "cls_token", "sep_token")
 
 
 class Tokenizer:
@@ -18,8 +18,10 @@ class Tokenizer:
         self.engine = engine                                   # tokenizers.Tokenizer
         self.config = config                                   # contents of tokenizer_config.json
         roles = {role: _content(config.get(role)) for role in SPECIAL_ROLES}
-        self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
-            None if roles[role] is None else engine.token_to_id(roles[role]) for role in SPECIAL_ROLES)
+        ids = {role: None if token is None else engine.token_to_id(token) for role, token in roles.items()}
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id, self.mask_id = (ids[role] for role in SPECIAL_ROLES[:5])
+        self.mask = roles["mask_token"]
+        self.special_ids = sorted({i for i in ids.values() if i is not None})
 
     def __len__(self):
         return self.engine.get_vocab_size()

@@ -4,6 +4,7 @@ import gencore  # noqa: F401  (its torchaudio guard stands before transformers)
 from gencore.lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, {
-    "CausalLM": "model", "CausalLMConfig": "model", "Text": "text", "bits_per_byte": "evaluate", "preset": "presets",
+    "CausalLM": "model", "CausalLMConfig": "model", "Text": "text", "bits_per_byte": "evaluate",
+    "preset": "presets", "MaskedLM": "masked", "TextClassifier": "masked",
     "Word2Vec": "word2vec", "Word2VecConfig": "negative_sampling", "load_word2vec": "word_files", "save_word2vec": "word_files",
 })

@@ -22,6 +22,7 @@ from gencore.recipe import Recipe, register
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.families import family
+from textgen.folders import layout_of
 from textgen.text import SEEDS, Settings, as_list, joined, made_text, pieces
 
 
@@ -210,10 +211,7 @@ class CausalLM(nn.Module):
 
 def read_folder(folder):
     """A folder in a family's layout -> (CausalLMConfig, {our name: tensor}). Refused before anything is allocated when they don't fit."""
-    config = read_json(folder / "config.json")
-    if "model_type" not in config:
-        raise CheckpointError(f"{folder / 'config.json'} has no model_type: it is not the configuration of a language model")
-    layout = family(config["model_type"])
+    layout, config = layout_of(folder, CausalLM)
     cfg = layout.to_ours(config)
     if (folder / "generation_config.json").is_file():
         cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids(read_json(folder / "generation_config.json"))["eos"]))))

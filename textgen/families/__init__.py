@@ -1,13 +1,17 @@
 """Architectures of transformers, each a table in a file of its own."""
 import importlib
 
-from gencore.check import unknown
+from gencore.check import CheckpointError, unknown
 
-KNOWN = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
+KNOWN = ("bert", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
-def family(name):
-    """model_type of a config.json -> its Family."""
+def family(name, model="CausalLM"):
+    """model_type of a config.json, name of our class -> the Family that reads and writes it."""
     if name not in KNOWN:
         raise unknown("model_type", name, KNOWN)
-    return importlib.import_module(f"textgen.families.{name}").FAMILY
+    module = importlib.import_module(f"textgen.families.{name}")
+    layouts = getattr(module, "LAYOUTS", None) or {"CausalLM": module.FAMILY}
+    if model not in layouts:
+        raise CheckpointError(f"a {name} model is not a {model} here: open it as {' or '.join(layouts)}")
+    return layouts[model]

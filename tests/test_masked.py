@@ -1,0 +1,116 @@
+"""textgen/masked.py: masks drawn anew, words filled in, a classifier on what was learnt, folders with their tokenizer, wrong input."""
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gencore.check import DataError, InputError
+from gencore.optim import make_optimizer
+from gencore.tokenizer import train_bpe
+from gencore.train import TrainConfig
+from textgen import MaskedLM, TextClassifier
+from textgen.masked import EncoderConfig, bert_stack, encode_batch, mask_tokens, train_masked_tokenizer
+
+SENTENCES = [f"the {animal} {sound} at {place}." for animal, sound in (("dog", "barks"), ("cat", "mews"), ("cow", "moos"), ("owl", "hoots"))
+             for place in ("noon", "night", "home", "sea")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_masked_tokenizer(SENTENCES, 300, length=24)
+
+
+def untrained(tokenizer):
+    torch.manual_seed(0)
+    stack = replace(bert_stack(width=48, layers=2, heads=4, mlp=96), dropout=0.0)
+    return MaskedLM(EncoderConfig(vocab=len(tokenizer), context=24, transformer=stack, dropout=0.0, pad=tokenizer.pad_id), tokenizer)
+
+
+def steps(model, loss, count, lr=2e-3):
+    optimizer = make_optimizer(model, TrainConfig(lr=lr, muon_lr=None))
+    optimizer.set_share(1.0)
+    for step in range(count):
+        optimizer.zero_grad()
+        summed, targets = loss(step)
+        (summed / targets).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def lm(tokenizer):
+    generator, (ids, keep) = torch.Generator().manual_seed(0), encode_batch(tokenizer, SENTENCES, 24)
+    model = untrained(tokenizer)
+    return steps(model, lambda step: model.loss(*mask_tokens(ids, tokenizer, generator, share=0.3), keep), 400)
+
+
+def test_masks_are_drawn_as_the_paper_says(tokenizer):
+    ids = torch.randint(10, 200, (200, 50))
+    ids[:, 0], ids[:, -1] = tokenizer.id("[CLS]"), tokenizer.pad_id
+    hidden, targets = mask_tokens(ids, tokenizer, torch.Generator().manual_seed(0))
+    asked = targets != -100
+    assert torch.equal(targets[asked], ids[asked]) and torch.equal(hidden[~asked], ids[~asked]) and not asked[:, [0, -1]].any()
+    assert abs(float(asked[:, 1:-1].float().mean()) - 0.15) < 0.01
+    shares = [float((hidden[asked] == tokenizer.mask_id).float().mean()), float((hidden[asked] == ids[asked]).float().mean())]
+    assert abs(shares[0] - 0.8) < 0.03 and abs(shares[1] - 0.1) < 0.03
+    again, _ = mask_tokens(ids, tokenizer, torch.Generator().manual_seed(1))
+    assert not torch.equal(again, hidden)
+
+
+def test_the_mask_takes_the_space_before_it_along(tokenizer):
+    whole, masked = tokenizer.encode("the dog barks at noon.", special=True), tokenizer.encode("the [MASK] barks at noon.", special=True)
+    assert len(masked) == len(whole) and sum(a != b for a, b in zip(whole, masked)) == 1
+    assert whole[0] == tokenizer.id("[CLS]") and whole[-1] == tokenizer.id("[SEP]")
+
+
+def test_a_hidden_word_is_filled_in(lm):
+    for animal, sound in (("dog", "barks"), ("cat", "mews"), ("cow", "moos"), ("owl", "hoots")):
+        word, chance = lm.fill_mask(f"the [MASK] {sound} at noon.")[0]
+        assert word == animal and 0.5 < chance <= 1
+    both = lm.fill_mask("the [MASK] barks [MASK] noon.", topn=2)
+    assert [row[0][0] for row in both] == ["dog", "at"] and all(len(row) == 2 for row in both)
+
+
+def test_padding_changes_nothing(lm, tokenizer):
+    texts = ["the dog barks at noon.", "the owl"]
+    ids, keep = encode_batch(tokenizer, texts, 24)
+    with torch.no_grad():
+        together = lm(ids, keep)
+        for row, text in enumerate(texts):
+            alone, _ = encode_batch(tokenizer, [text], 24)
+            torch.testing.assert_close(together[row, :alone.shape[1]], lm(alone)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_classifier_learns_on_what_the_encoder_knows(lm, tokenizer, tmp_path):
+    labels = ["bird" if "owl" in text else "beast" for text in SENTENCES]
+    model = TextClassifier.on(lm.encoder, ["beast", "bird"], tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.encoder.state_dict().values(), lm.encoder.state_dict().values(), strict=True))
+    ids, keep = encode_batch(tokenizer, SENTENCES, 24)
+    wanted = torch.tensor([["beast", "bird"].index(label) for label in labels])
+    steps(model, lambda step: model.loss(ids, wanted, keep), 40, lr=1e-3)
+    assert [label for label, _ in model.classify(SENTENCES)] == labels and model.classify("the owl hoots at sea.")[0] == "bird"
+    model.save_pretrained(tmp_path / "classifier")
+    assert TextClassifier.from_pretrained(tmp_path / "classifier").classify(SENTENCES) == model.eval().classify(SENTENCES)
+
+
+def test_a_folder_opens_in_transformers_with_its_tokenizer(lm, tmp_path):
+    from transformers import pipeline
+    lm.save_pretrained(tmp_path / "lm")
+    text = "the [MASK] moos at night."
+    theirs = pipeline("fill-mask", model=str(tmp_path / "lm"), tokenizer=str(tmp_path / "lm"), top_k=3)(text)
+    ours = MaskedLM.from_pretrained(tmp_path / "lm").fill_mask(text, topn=3)
+    assert [found["token_str"].strip() for found in theirs] == [word for word, _ in ours]
+    assert all(abs(found["score"] - chance) < 1e-4 for found, (_, chance) in zip(theirs, ours))
+
+
+@pytest.mark.parametrize("call, error, words", [
+    (lambda lm: lm.fill_mask("the dog barks."), InputError, r"the text has no \[MASK\]"),
+    (lambda lm: lm.fill_mask("[MASK] " * 40), InputError, "tokens are more than the 24 positions"),
+    (lambda lm: MaskedLM(lm.cfg).fill_mask("[MASK]"), InputError, "no tokenizer with a mask token"),
+    (lambda lm: TextClassifier(lm.cfg), InputError, "at least two labels"),
+    (lambda lm: TextClassifier.on(lm.encoder, "ab").classify("x"), InputError, "this model has no tokenizer"),
+    (lambda lm: TextClassifier.on(lm.encoder, "ab", lm.tokenizer).classify([]), InputError, "no text"),
+    (lambda lm: mask_tokens(torch.zeros(1, 3), train_bpe(["a"], 260), None), DataError, "no mask token")])
+def test_wrong_input_is_answered_with_one_sentence(call, error, words, lm):
+    with pytest.raises(error, match=words):
+        call(lm)
