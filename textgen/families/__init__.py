@@ -3,7 +3,7 @@ import importlib
 
 from gencore.check import CheckpointError, unknown
 
-KNOWN = ("bert", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
+KNOWN = ("bert", "gemma2", "gemma3_text", "gpt2", "llama", "marian", "mistral", "phi3", "qwen2", "qwen3", "t5")
 
 
 def family(name, model="CausalLM"):

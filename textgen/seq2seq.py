@@ -1,0 +1,189 @@
+"""Seq2SeqLM: the Transformer of "Attention Is All You Need": an encoder reads, a decoder that looks at it writes (Vaswani et al. 2017).
+
+    lm = Seq2SeqLM.from_pretrained(folder)
+    lm.generate("Ein Hund läuft durch den Schnee.", beams=4)          # "A dog is running through the snow." """
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gencore.attention import AttentionConfig
+from gencore.beam import beam_search
+from gencore.cache import Cache
+from gencore.check import InputError, dims
+from gencore.checkpoint import save_folder
+from gencore.decode import Stepper, decode
+from gencore.layers import MLPConfig, NormConfig
+from gencore.masks import causal, padding
+from gencore.positions import sinusoidal
+from gencore.tokenizer import Tokenizer, train_bpe
+from gencore.transformer import Memory, Transformer, TransformerConfig
+from textgen.folders import files_of, open_folder
+
+END, PAD = "</s>", "<pad>"
+
+
+def transformer_stack(width=256, layers=3, heads=4, mlp=1024, *, dropout=0.1, cross=False):
+    """The paper's blocks: norms after the sum, biases everywhere, ReLU."""
+    return TransformerConfig(width, layers, AttentionConfig(heads, bias=True, out_bias=True), MLPConfig(mlp, activation="relu", bias=True),
+                             NormConfig("layer", "post", eps=1e-5), cross=width if cross else None, dropout=dropout)
+
+
+@dataclass(frozen=True)
+class Seq2SeqConfig:
+    """Both stacks and what is around them."""
+    vocab: int = 8192                                            # V, of both languages
+    context: int = 512                                           # most tokens of either side
+    encoder: TransformerConfig = field(default_factory=transformer_stack)
+    decoder: TransformerConfig = field(default_factory=lambda: transformer_stack(cross=True))
+    sinusoids: bool = True                                       # places added to the tokens; False: the stacks have their own (T5)
+    embedding_scale: float | None = 16.0                         # on the token table; the paper: the square root of the width
+    output_scale: float | None = None                            # on the decoder's states before the head (T5)
+    tied: bool = True                                            # the head is the token table
+    head_bias: bool = True
+    smoothing: float = 0.1                                       # of the targets when training
+    start: int = 1                                               # id that the decoder begins with
+    eos: tuple[int, ...] = (0,)
+    pad: int = 1
+    family: str = "marian"                                       # layout of the folder that save_pretrained writes
+
+
+class Seq2SeqLM(nn.Module):
+    """Source ids (B,S), target ids (B,T) -> logits (B,T,V) of the next target token."""
+
+    def __init__(self, cfg, tokenizer=None):
+        super().__init__()
+        self.cfg, self.tokenizer, D = cfg, tokenizer, cfg.encoder.width
+        self.embedding = nn.Embedding(cfg.vocab, D)
+        self.encoder, self.decoder = Transformer(cfg.encoder), Transformer(cfg.decoder)
+        self.head = None if cfg.tied else nn.Linear(D, cfg.vocab, bias=False)
+        self.register_buffer("bias", torch.zeros(1, cfg.vocab) if cfg.head_bias else None)       # not learnt: as Marian has it
+        nn.init.normal_(self.embedding.weight, std=D ** -0.5 if cfg.embedding_scale else 0.02)
+
+    def forward(self, source, target, keep=None):
+        """keep (B,S): real tokens of the source."""
+        return self.logits(self.decode(target, self.encode(source, keep)))
+
+    def encode(self, source, keep=None):
+        """source (B,S) -> Memory: states (B,S,D) and which of them are real."""
+        dims("source", source, "B S")
+        x = self.embed(source, torch.arange(source.shape[1], device=source.device))
+        return Memory(self.encoder(x, None if keep is None else padding(keep)), keep)
+
+    def decode(self, target, memory, *, cache=None):
+        """target (B,T) -> states (B,T,D); with a cache they continue what it holds."""
+        _, T = dims("target", target, "B T")
+        places = torch.arange(T, device=target.device) + (0 if cache is None else cache.length)
+        x = self.embed(target, places)
+        return self.decoder(x, causal(), cache=cache, memory=memory)
+
+    def embed(self, ids, places):
+        """ids (B,T), places (T,) -> (B,T,D)."""
+        if int(places[-1]) >= self.cfg.context:
+            raise InputError(f"{int(places[-1]) + 1} tokens are more than the {self.cfg.context} that this model reads: cut the text")
+        x = self.embedding(ids) * (self.cfg.embedding_scale or 1.0)
+        if self.cfg.sinusoids:
+            x = x + sinusoidal(places, x.shape[-1], "sin|cos").to(x.dtype)
+        dropout = self.cfg.encoder.dropout
+        return F.dropout(x, dropout) if self.training and dropout else x
+
+    def logits(self, states):
+        """states (...,D) -> (...,V)."""
+        states = states * (self.cfg.output_scale or 1.0)
+        found = F.linear(states, self.embedding.weight if self.head is None else self.head.weight)
+        return found if self.bias is None else found + self.bias[0]
+
+    def loss(self, source, target, keep=None):
+        """source (B,S), target (B,T) with its end, padded by cfg.pad -> (summed label-smoothed cross-entropy, number of target tokens)."""
+        start = torch.full_like(target[:, :1], self.cfg.start)
+        logits = self(source, torch.cat((start, target[:, :-1]), 1), keep)                        # (B, T, V)
+        real = real_tokens(target, self.cfg)
+        smoothing = self.cfg.smoothing if self.training else 0.0
+        return F.cross_entropy(logits[real].float(), target[real], reduction="sum", label_smoothing=smoothing), real.sum()
+
+    # ---- words ----
+
+    @torch.inference_mode()
+    def generate(self, texts, *, max_new_tokens=None, beams=1, length_penalty=1.0):
+        """A text, or a list of them -> what the decoder writes for each. beams=1: the likeliest token each time; more: beam search.
+
+        max_new_tokens: default cfg.context. length_penalty: above 0 longer texts are favoured (see beam_search)."""
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer: Seq2SeqLM(cfg, tokenizer), or load a folder that has one")
+        limit = self.cfg.context if max_new_tokens is None else max_new_tokens
+        if beams < 1 or not 1 <= limit <= self.cfg.context:
+            raise InputError(f"beams should be at least 1 and max_new_tokens from 1 to {self.cfg.context}, got {beams} and {max_new_tokens}")
+        rows = [texts] if isinstance(texts, str) else list(texts)
+        source, keep = padded([self.tokenizer.encode(text, special=True) for text in rows], self.cfg.pad)
+        training = self.training
+        self.eval()
+        ids = self.write(source.to(self.embedding.weight.device), keep.to(self.embedding.weight.device),
+                         beams=beams, limit=limit, length_penalty=length_penalty)
+        self.train(training)
+        made = [self.tokenizer.decode(row).strip() for row in ids]
+        return made[0] if isinstance(texts, str) else made
+
+    def write(self, source, keep, *, beams=1, limit=100, length_penalty=1.0):
+        """source (B,S), keep (B,S) -> a list of ids a row, with its end."""
+        memory = Memory(*(t.repeat_interleave(beams, 0) for t in self.encode(source, keep)))
+        rows = len(memory.states)
+        cache = Cache(self.cfg.decoder, rows, limit, dtype=memory.states.dtype, device=source.device)
+
+        def forward(ids, *, mask, positions, cache):
+            return self.logits(self.decode(ids, memory, cache=cache)[:, -1:])
+
+        stepper = Stepper(forward, cache)
+        first = stepper.prefill(torch.full((rows, 1), self.cfg.start, device=source.device))
+        if beams > 1:
+            def step(tokens, parents):
+                cache.select(parents)
+                return stepper.step(tokens)
+
+            found = beam_search(first, step, beams=beams, limit=limit, eos=self.cfg.eos, length_penalty=length_penalty)
+            return [hypotheses[0][1] for hypotheses in found]
+        ends = torch.tensor(self.cfg.eos, device=source.device)
+        steps = list(decode(first, stepper.step, lambda logits, n: logits.argmax(-1), limit=limit, ended=lambda tokens: torch.isin(tokens, ends)))
+        return [until_end(row, self.cfg.eos) for row in torch.stack(steps, 1).tolist()]
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):
+        """A folder or Hub id in the layout of Marian or T5 -> the model with its tokenizer, in eval mode."""
+        return open_folder(cls, name_or_folder, dtype=dtype, device=device)
+
+    def save_pretrained(self, folder, *, dtype=None):
+        """Writes a folder that transformers' AutoModelForSeq2SeqLM opens."""
+        save_folder(folder, files_of(self, dtype))
+
+
+def until_end(ids, eos):
+    """ids up to and with the first end."""
+    place = next((i for i, token in enumerate(ids) if token in eos), len(ids))
+    return ids[:place + 1]
+
+
+def real_tokens(target, cfg):
+    """target (B,T) -> (B,T) bool: up to and with the first end; what follows it is padding, whatever its id."""
+    ends = torch.isin(target, torch.tensor(cfg.eos, device=target.device))
+    return (ends.cumsum(1) - ends.long() == 0) & (target != cfg.pad)
+
+
+def padded(lists, pad):
+    """Lists of ids -> (ids (B,T), keep (B,T) bool), filled at the end."""
+    if not lists or not all(lists):
+        raise InputError("no text, or an empty one: give at least one token to read")
+    ids = torch.full((len(lists), max(map(len, lists))), pad)
+    keep = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, tokens in enumerate(lists):
+        ids[row, :len(tokens)], keep[row, :len(tokens)] = torch.tensor(tokens), True
+    return ids, keep
+
+
+def train_pair_tokenizer(texts, vocab=8192, length=512):
+    """Texts of both languages -> one Tokenizer; </s> (id 0) ends a text, <pad> (id 1) fills and starts the decoder."""
+    from tokenizers import processors
+    tokenizer = train_bpe(texts, vocab, specials=(END, PAD), length=length)
+    tokenizer.engine.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, tokenizer.engine.token_to_id(END))])
+    config = {key: value for key, value in tokenizer.config.items() if key != "bos_token"}
+    return Tokenizer(tokenizer.engine, {**config, "eos_token": END, "pad_token": PAD, "unk_token": PAD})
+
