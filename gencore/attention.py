@@ -191,11 +191,12 @@ class AdditiveAttention(nn.Module):
         self.key = nn.Linear(memory_width, width, bias=True)
         self.score = nn.Linear(width, 1, bias=False)
 
-    def forward(self, query, memory, keep=None):
-        """keep (B,S) marks real places of the memory."""
+    def forward(self, query, memory, keep=None, *, keys=None):
+        """keep (B,S) marks real places of the memory; keys: self.key(memory), where the same memory is asked again and again."""
         B, S, _ = dims("memory", memory, "B S M", M=self.key.in_features)
         dims("query", query, "B T D", B=B, D=self.query.in_features)
-        mixed = torch.tanh(self.query(query)[:, :, None] + self.key(memory)[:, None])        # (B, T, S, width)
+        keys = self.key(memory) if keys is None else keys
+        mixed = torch.tanh(self.query(query)[:, :, None] + keys[:, None])                    # (B, T, S, width)
         scores = self.score(mixed).squeeze(-1)                                               # (B, T, S)
         if keep is not None:
             dims("keep", keep, "B S", B=B, S=S)

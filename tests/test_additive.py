@@ -1,0 +1,115 @@
+"""textgen/additive.py: the recurrence against the paper's equations, padding, a small language and its alignment, folders, wrong input."""
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gencore.check import CheckpointError, ConfigError, InputError
+from gencore.optim import make_optimizer
+from gencore.train import TrainConfig
+from tests.test_seq2seq import PAIRS
+from textgen import AttentionSeq2Seq, AttentionSeq2SeqConfig
+from textgen.seq2seq import padded, train_pair_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_pair_tokenizer([text for pair in PAIRS for text in pair], 290, length=24)
+
+
+def small(tokenizer, **changes):
+    torch.manual_seed(0)
+    return AttentionSeq2Seq(AttentionSeq2SeqConfig(**{"vocab": len(tokenizer), "context": 24, "width": 24, "hidden": 32, "dropout": 0.0, **changes}),
+                            tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = small(tokenizer)
+    source, keep = padded([tokenizer.encode(text, special=True) for text, _ in PAIRS], 1)
+    target, _ = padded([tokenizer.encode(text, special=True) for _, text in PAIRS], 1)
+    optimizer = make_optimizer(model, TrainConfig(lr=5e-3))
+    optimizer.set_share(1.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        summed, count = model.train().loss(source, target, keep)
+        (summed / count).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_a_step_is_that_of_the_paper(tokenizer):
+    """Appendix A.1.2 and A.2.2, written out for one row with the gates of torch's GRU."""
+    model = small(tokenizer).eval()
+    source, target = torch.randint(2, 200, (1, 5)), torch.randint(2, 200, (1, 1))
+    logits, weights = model(source, target)
+    states, last = model.reader(model.embedding(source))
+    state = torch.tanh(model.bridge(torch.cat((last[0], last[1]), -1)))                            # from the forward and the backward end
+    attention, word = model.attention, model.embedding(target[:, 0])
+    energy = torch.stack([attention.score(torch.tanh(attention.query(state) + attention.key(states[:, j]))) for j in range(5)], 1)[..., 0]
+    alpha = energy.softmax(-1)
+    seen = (alpha[..., None] * states).sum(1)
+    state = model.writer(torch.cat((word, seen), -1), state)
+    wanted = torch.tanh(model.readout(torch.cat((word, seen, state), -1))) @ model.embedding.weight.mT + model.bias
+    torch.testing.assert_close(weights[:, 0], alpha)
+    torch.testing.assert_close(logits[:, 0], wanted)
+
+
+def test_padding_changes_nothing(tokenizer):
+    model = small(tokenizer).eval()
+    source, target = torch.randint(2, 200, (2, 7)), torch.randint(2, 200, (2, 4))
+    keep = torch.tensor([[True] * 7, [True] * 3 + [False] * 4])
+    logits, weights = model(source, target, keep)
+    alone, _ = model(source[1:, :3], target[1:])
+    torch.testing.assert_close(logits[1:], alone)
+    assert float(weights.detach()[1, :, 3:].max()) < 1e-9
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4))
+
+
+def test_a_small_language_is_learnt_and_the_alignment_turns_round(model):
+    assert model.generate([german for german, _ in PAIRS]) == [english for _, english in PAIRS]
+    assert model.generate("rot haus", beams=3) == "house red"
+    read, written, weights = model.align("rot haus")
+    assert "".join(read).startswith("rot haus") and "".join(written).startswith("house red") and weights.shape == (len(written), len(read))
+
+
+def test_a_batch_gives_what_each_text_gives_alone(model):
+    texts = ["rot", "hund haus", "blau blau rot hund"]
+    for beams in (1, 3):
+        assert model.generate(texts, beams=beams, max_new_tokens=12) == [model.generate(text, beams=beams, max_new_tokens=12) for text in texts]
+
+
+def test_without_attention_the_last_state_is_all_that_is_seen(tokenizer):
+    model = small(tokenizer, attention="none").eval()
+    _, weights = model(torch.randint(2, 200, (2, 7)), torch.randint(2, 200, (2, 4)))
+    assert torch.equal(weights, torch.ones(2, 4, 1))
+    with_attention = small(tokenizer)
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in with_attention.named_parameters()}      # the same network
+
+
+def test_a_folder_gives_the_same_texts(model, tmp_path):
+    model.save_pretrained(tmp_path / "gru")
+    back = AttentionSeq2Seq.from_pretrained(tmp_path / "gru")
+    assert back.cfg == model.cfg and back.generate(["rot haus", "hund rot"], beams=2) == model.generate(["rot haus", "hund rot"], beams=2)
+    (tmp_path / "gru" / "digests.json").unlink()
+    (tmp_path / "gru" / "config.json").write_text('{"vocab": 9}')
+    with pytest.raises(CheckpointError):
+        AttentionSeq2Seq.from_pretrained(tmp_path / "gru")
+
+
+def test_the_alignment_is_drawn(model, tmp_path):
+    from PIL import Image
+    with Image.open(model.draw_alignment("rot haus", tmp_path / "alignment.png")) as picture:
+        assert min(picture.size) > 100 and len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+
+@pytest.mark.parametrize("call, error, words", [
+    (lambda m: m.generate([]), InputError, "no text, or an empty one"),
+    (lambda m: m.generate("rot", beams=0), InputError, "beams should be at least 1"),
+    (lambda m: m.generate("rot", max_new_tokens=99), InputError, "max_new_tokens from 1 to 24"),
+    (lambda m: m.generate("rot " * 40), InputError, "tokens are more than the 24 that this model reads"),
+    (lambda m: AttentionSeq2Seq(m.cfg).generate("rot"), InputError, "this model has no tokenizer"),
+    (lambda m: replace(m.cfg, attention="dot"), ConfigError, "attention should be one of 'additive', 'none', got 'dot'")])
+def test_wrong_input_is_answered_with_one_sentence(call, error, words, model):
+    with pytest.raises(error, match=words):
+        call(model)
