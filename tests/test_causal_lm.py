@@ -258,8 +258,8 @@ PASSAGE = ("The old man came into the room and shut the door behind him. He did 
            '"You have been to the village," said his daughter at last.\n\n'
            '"I have been to the village," he answered, "and I wish that I had stayed at home."')
 GOLDEN_BITS = 0.9641
-GOLDEN_TEXT = ("It was a dark night, and the rain was full of the '
-               'rain.\n\n"I was going to see you, Mr. Holmes," said he, "and')
+GOLDEN_TEXT = ("It was a dark night, and the rain was full of the rain.\n\n"
+               "\"I was going to see you, Mr. Holmes,\" said he, \"and")
 
 
 @pytest.fixture(scope="module")
