@@ -33,7 +33,7 @@ def beam_search(logits, step, *, beams, limit, eos, length_penalty=1.0):
     for length in range(1, limit + 1):
         total = sums[..., None] + logits.float().log_softmax(-1).view(B, beams, -1).cpu() # (B, beams, V)
         V = total.shape[-1]
-        best = total.flatten(1).topk(min(2 * beams, beams * V))                           # enough when `beams` of them are ends
+        best = total.flatten(1).topk(min((1 + len(eos)) * beams, beams * V))              # `beams` go on, however many are ends
         rows, tokens = torch.zeros(B, beams, dtype=torch.long), torch.zeros(B, beams, dtype=torch.long)
         sums = torch.full((B, beams), float("-inf"))
         for b in range(B):

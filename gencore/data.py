@@ -8,7 +8,7 @@ import torch
 from gencore.check import DataError, InputError
 from gencore.data_folder import audio_folder, image_folder, text_folder
 
-__all__ = ["Batches", "StreamBatches", "TokenWindows", "audio_folder", "hold_out", "image_folder", "pack_documents", "text_folder"]
+__all__ = ["Batches", "StreamBatches", "TokenWindows", "audio_folder", "hold_out", "image_folder", "pack_documents", "right_padded", "text_folder"]
 
 
 def own_rows(batch, rank, world):
@@ -133,6 +133,15 @@ def hold_out(dataset, share=0.1, seed=0):
         raise DataError(f"{len(dataset)} rows are too few to hold {count} out")
     order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     return torch.utils.data.Subset(dataset, sorted(order[count:])), torch.utils.data.Subset(dataset, sorted(order[:count]))
+
+
+def right_padded(token_lists, pad):
+    """Token lists -> ids (B,T) long, keep (B,T) bool: shorter rows are filled at their end; T is at least 1."""
+    T = max((len(tokens) for tokens in token_lists), default=1) or 1
+    ids, keep = torch.full((len(token_lists), T), pad), torch.zeros(len(token_lists), T, dtype=torch.bool)
+    for row, tokens in enumerate(token_lists):
+        ids[row, :len(tokens)], keep[row, :len(tokens)] = torch.tensor(tokens, dtype=torch.long), True
+    return ids, keep
 
 
 def pack_documents(token_lists, length, pad=0):

@@ -14,6 +14,7 @@ conditioned ones first:
 """
 import shutil
 import warnings
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -112,6 +113,17 @@ class Stepper:
         logits = self.forward(ids, mask=self.mask, positions=positions, cache=self.cache)
         self.done += ids.shape[1]
         return logits[:, -1]
+
+
+@contextmanager
+def resting(model):
+    """While open, the model is in eval mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(training)
 
 
 def left_padded(prompts, pad, *, extra=0):

@@ -3,11 +3,11 @@
 Two-way attention without scale, a learned bias by distance, RMS norms, gated MLPs; the folder opens as transformers' T5EncoderModel."""
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from gencore.attention import AttentionConfig
 from gencore.check import InputError, dims
+from gencore.data import right_padded
 from gencore.layers import MLPConfig, NormConfig
 from gencore.masks import padding
 from gencore.positions import RelativeConfig
@@ -76,9 +76,4 @@ def encode_prompts(tokenizer, prompts, length):
     rows = [tokenizer.encode(text.strip(), special=True) for text in prompts]
     cut = [i for i, row in enumerate(rows) if len(row) > length]
     rows = [row if len(row) <= length else row[:length - 1] + row[-1:] for row in rows]
-    T = max((len(row) for row in rows), default=1)
-    ids = torch.full((len(rows), T), tokenizer.pad_id)
-    keep = torch.zeros(len(rows), T, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, :len(row)], keep[i, :len(row)] = torch.tensor(row), True
-    return ids, keep, cut
+    return *right_padded(rows, tokenizer.pad_id), cut

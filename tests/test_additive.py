@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from gencore.check import CheckpointError, ConfigError, InputError
-from gencore.optim import make_optimizer
-from gencore.train import TrainConfig
-from tests.test_seq2seq import PAIRS
+from tests.test_seq2seq import PAIRS, learnt
 from textgen import AttentionSeq2Seq, AttentionSeq2SeqConfig
-from textgen.seq2seq import padded, train_pair_tokenizer
+from textgen.seq2seq import train_pair_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +23,7 @@ def small(tokenizer, **changes):
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    model = small(tokenizer)
-    source, keep = padded([tokenizer.encode(text, special=True) for text, _ in PAIRS], 1)
-    target, _ = padded([tokenizer.encode(text, special=True) for _, text in PAIRS], 1)
-    optimizer = make_optimizer(model, TrainConfig(lr=5e-3))
-    optimizer.set_share(1.0)
-    for _ in range(200):
-        optimizer.zero_grad()
-        summed, count = model.train().loss(source, target, keep)
-        (summed / count).backward()
-        optimizer.step()
-    return model.eval()
+    return learnt(small(tokenizer), steps=200, lr=5e-3)
 
 
 def test_a_step_is_that_of_the_paper(tokenizer):

@@ -6,10 +6,11 @@ import torch
 
 from gencore.check import DataError, InputError
 from gencore.optim import make_optimizer
+from gencore.text_encoder import encode_prompts
 from gencore.tokenizer import train_bpe
 from gencore.train import TrainConfig
 from textgen import MaskedLM, TextClassifier
-from textgen.masked import EncoderConfig, bert_stack, encode_batch, mask_tokens, train_masked_tokenizer
+from textgen.masked import EncoderConfig, bert_stack, mask_tokens, train_masked_tokenizer
 
 SENTENCES = [f"the {animal} {sound} at {place}." for animal, sound in (("dog", "barks"), ("cat", "mews"), ("cow", "moos"), ("owl", "hoots"))
              for place in ("noon", "night", "home", "sea")]
@@ -39,7 +40,7 @@ def steps(model, loss, count, lr=2e-3):
 
 @pytest.fixture(scope="module")
 def lm(tokenizer):
-    generator, (ids, keep) = torch.Generator().manual_seed(0), encode_batch(tokenizer, SENTENCES, 24)
+    generator, (ids, keep) = torch.Generator().manual_seed(0), encode_prompts(tokenizer, SENTENCES, 24)[:2]
     model = untrained(tokenizer)
     return steps(model, lambda step: model.loss(*mask_tokens(ids, tokenizer, generator, share=0.3), keep), 400)
 
@@ -73,11 +74,11 @@ def test_a_hidden_word_is_filled_in(lm):
 
 def test_padding_changes_nothing(lm, tokenizer):
     texts = ["the dog barks at noon.", "the owl"]
-    ids, keep = encode_batch(tokenizer, texts, 24)
+    ids, keep = encode_prompts(tokenizer, texts, 24)[:2]
     with torch.no_grad():
         together = lm(ids, keep)
         for row, text in enumerate(texts):
-            alone, _ = encode_batch(tokenizer, [text], 24)
+            alone, *_ = encode_prompts(tokenizer, [text], 24)
             torch.testing.assert_close(together[row, :alone.shape[1]], lm(alone)[0], atol=1e-5, rtol=1e-5)
 
 
@@ -85,7 +86,7 @@ def test_a_classifier_learns_on_what_the_encoder_knows(lm, tokenizer, tmp_path):
     labels = ["bird" if "owl" in text else "beast" for text in SENTENCES]
     model = TextClassifier.on(lm.encoder, ["beast", "bird"], tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(model.encoder.state_dict().values(), lm.encoder.state_dict().values(), strict=True))
-    ids, keep = encode_batch(tokenizer, SENTENCES, 24)
+    ids, keep = encode_prompts(tokenizer, SENTENCES, 24)[:2]
     wanted = torch.tensor([["beast", "bird"].index(label) for label in labels])
     steps(model, lambda step: model.loss(ids, wanted, keep), 40, lr=1e-3)
     assert [label for label, _ in model.classify(SENTENCES)] == labels and model.classify("the owl hoots at sea.")[0] == "bird"

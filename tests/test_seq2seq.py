@@ -10,16 +10,30 @@ from torch import nn
 from gencore.attention import AttentionConfig
 from gencore.beam import beam_search
 from gencore.check import InputError
+from gencore.data import right_padded
 from gencore.layers import MLPConfig, NormConfig
 from gencore.masks import causal, padding
 from gencore.optim import make_optimizer
 from gencore.train import TrainConfig
 from gencore.transformer import Memory, Transformer, TransformerConfig
 from textgen import Seq2SeqConfig, Seq2SeqLM
-from textgen.seq2seq import padded, real_tokens, train_pair_tokenizer, transformer_stack
+from textgen.seq2seq import real_tokens, train_pair_tokenizer, transformer_stack
 
 WORDS = {"rot": "red", "blau": "blue", "haus": "house", "hund": "dog"}
 PAIRS = [(f"{a} {b}", f"{WORDS[b]} {WORDS[a]}") for a, b in itertools.product(WORDS, repeat=2)]        # the order turns round
+
+
+def learnt(model, *, steps, lr):
+    """The model after so many steps on all PAIRS."""
+    (source, keep), (target, _) = (right_padded([model.tokenizer.encode(pair[i], special=True) for pair in PAIRS], 1) for i in (0, 1))
+    optimizer = make_optimizer(model, TrainConfig(lr=lr))
+    optimizer.set_share(1.0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        summed, count = model.train().loss(source, target, keep)
+        (summed / count).backward()
+        optimizer.step()
+    return model.eval()
 
 
 def small(tokenizer):
@@ -35,17 +49,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def lm(tokenizer):
-    model = small(tokenizer)
-    source, keep = padded([tokenizer.encode(text, special=True) for text, _ in PAIRS], 1)
-    target, _ = padded([tokenizer.encode(text, special=True) for _, text in PAIRS], 1)
-    optimizer = make_optimizer(model, TrainConfig(lr=2e-3))
-    optimizer.set_share(1.0)
-    for _ in range(250):
-        optimizer.zero_grad()
-        summed, count = model.train().loss(source, target, keep)
-        (summed / count).backward()
-        optimizer.step()
-    return model.eval()
+    return learnt(small(tokenizer), steps=250, lr=2e-3)
 
 
 @pytest.mark.parametrize("place", ["pre", "post"])
@@ -114,6 +118,19 @@ def test_the_loss_is_torchs_with_smoothed_targets(tokenizer):
         wanted = F.cross_entropy(logits.flatten(0, 1), target.masked_fill(target == 1, -100).flatten(), reduction="sum", label_smoothing=smoothing)
         assert count == 6
         torch.testing.assert_close(summed, wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_several_ends_leave_as_many_texts_running():
+    """Three of the four likeliest tokens are ends: two texts of each row go on all the same, in their own row."""
+    logits, asked = torch.tensor([[3.0, 2.9, 2.8, 3.1, 0.5, 0.0]]).repeat(4, 1), []
+
+    def step(tokens, rows):
+        asked.append((tokens.tolist(), rows.tolist()))
+        return logits
+
+    found = beam_search(logits, step, beams=2, limit=3, eos=(0, 1, 2), length_penalty=1.0)
+    assert asked[0] == ([3, 4, 3, 4], [0, 0, 2, 2]) and all(min(tokens) >= 3 for tokens, _ in asked)
+    assert found[0] == found[1] and len(found[0]) == 2
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0])

@@ -91,8 +91,8 @@ def test_neighbours_stay_inside_their_sentence_and_window(monkeypatch):
     trainer = Trainer(torch.ones(90, dtype=torch.long), Word2VecConfig(window=2))
     ids, owners = torch.arange(90), torch.arange(90) // 45
     for _ in range(20):
-        for _, step in trainer.steps(ids, owners):
-            step(0.1)
+        for part in trainer.parts(ids, owners):
+            trainer.step(*part, 0.1)
     assert seen == {(i, j) for i in range(90) for j in range(90) if 0 < abs(i - j) <= 2 and i // 45 == j // 45}
 
 

@@ -12,13 +12,12 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gencore.attention import AdditiveAttention
-from gencore.beam import beam_search
 from gencore.check import InputError
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
 from gencore.config import check_choices, from_dict, to_dict
-from gencore.decode import decode
+from gencore.decode import resting
 from gencore.tokenizer import Tokenizer
-from textgen.seq2seq import padded, real_tokens, until_end
+from textgen.seq2seq import likeliest, shifted, smoothed_cross_entropy, translated
 
 
 @dataclass(frozen=True)
@@ -100,10 +99,7 @@ class AttentionSeq2Seq(nn.Module):
 
     def loss(self, source, target, keep=None):
         """source (B,S), target (B,T) with its end, padded by cfg.pad -> (summed label-smoothed cross-entropy, number of target tokens)."""
-        logits, _ = self(source, torch.cat((torch.full_like(target[:, :1], self.cfg.start), target[:, :-1]), 1), keep)
-        real = real_tokens(target, self.cfg)
-        smoothing = self.cfg.smoothing if self.training else 0.0
-        return F.cross_entropy(logits[real].float(), target[real], reduction="sum", label_smoothing=smoothing), real.sum()
+        return smoothed_cross_entropy(self(source, shifted(target, self.cfg.start), keep)[0], target, self)
 
     def _drop(self, x):
         return F.dropout(x, self.cfg.dropout, self.training)
@@ -112,23 +108,13 @@ class AttentionSeq2Seq(nn.Module):
 
     @torch.inference_mode()
     def generate(self, texts, *, max_new_tokens=None, beams=1, length_penalty=1.0):
-        """A text, or a list of them -> what the decoder writes for each. max_new_tokens: default cfg.context."""
-        limit = self.cfg.context if max_new_tokens is None else max_new_tokens
-        if self.tokenizer is None:
-            raise InputError("this model has no tokenizer: AttentionSeq2Seq(cfg, tokenizer), or load a folder that has one")
-        if beams < 1 or not 1 <= limit <= self.cfg.context:
-            raise InputError(f"beams should be at least 1 and max_new_tokens from 1 to {self.cfg.context}, got {beams} and {max_new_tokens}")
-        rows = [texts] if isinstance(texts, str) else list(texts)
-        source, keep = padded([self.tokenizer.encode(text, special=True) for text in rows], self.cfg.pad)
-        made = [self.tokenizer.decode(row).strip() for row in self.write(source, keep, beams=beams, limit=limit, length_penalty=length_penalty)]
-        return made[0] if isinstance(texts, str) else made
+        """A text, or a list of them -> what the decoder writes for each; as Seq2SeqLM.generate."""
+        return translated(self, texts, max_new_tokens, beams=beams, length_penalty=length_penalty)
 
     def write(self, source, keep, *, beams=1, limit=100, length_penalty=1.0):
         """source (B,S), keep (B,S) -> a list of ids a row, with its end."""
-        training, device = self.training, self.bias.device
-        self.eval()
-        read = self.encode(source.to(device), keep.to(device))
-        read = read.select(torch.arange(len(source), device=device).repeat_interleave(beams))
+        read = self.encode(source, keep)
+        read = read.select(torch.arange(len(source), device=source.device).repeat_interleave(beams))
         state = read.first
 
         def step(tokens, parents=None):
@@ -137,26 +123,16 @@ class AttentionSeq2Seq(nn.Module):
             state, seen, _ = self.step(word, state if parents is None else state[parents], read)     # beams stay with their row's source
             return self.logits(torch.cat((word, seen, state), -1))
 
-        first = step(torch.full((len(state),), self.cfg.start, device=device))
-        if beams > 1:
-            found = beam_search(first, step, beams=beams, limit=limit, eos=self.cfg.eos, length_penalty=length_penalty)
-            ids = [hypotheses[0][1] for hypotheses in found]
-        else:
-            ends = torch.tensor(self.cfg.eos, device=device)
-            steps = decode(first, step, lambda logits, n: logits.argmax(-1), limit=limit, ended=lambda tokens: torch.isin(tokens, ends))
-            ids = [until_end(row, self.cfg.eos) for row in torch.stack(list(steps), 1).tolist()]
-        self.train(training)
-        return ids
+        first = step(torch.full((len(state),), self.cfg.start, device=source.device))
+        return likeliest(first, step, self.cfg.eos, beams=beams, limit=limit, length_penalty=length_penalty)
 
     @torch.inference_mode()
     def align(self, source, target=None):
         """Two texts (target: default what `generate` writes) -> (source tokens, target tokens, weights (T,S)): where each was written from."""
         target = self.generate(source) if target is None else target
         read, written = (self.tokenizer.encode(text, special=True) for text in (source, target))
-        training = self.training
-        self.eval()
-        _, weights = self(torch.tensor([read]), torch.tensor([[self.cfg.start, *written[:-1]]]))
-        self.train(training)
+        with resting(self):
+            _, weights = self(torch.tensor([read]), shifted(torch.tensor([written]), self.cfg.start))
         return (*([self.tokenizer.decode([i], keep_special=True) for i in ids] for ids in (read, written)), weights[0])
 
     def draw_alignment(self, source, path, *, target=None):

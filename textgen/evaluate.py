@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.check import DataError
+from gencore.decode import resting
 
 
 @torch.no_grad()
@@ -17,7 +18,7 @@ def bits_per_byte(lm, texts, *, overlap=0.0, batch=8, limit=None):
     if not 0 <= overlap < 1:
         raise DataError(f"overlap should be from 0 to below 1, got {overlap}")
     bits = counted = 0.0
-    with lm.resting():
+    with resting(lm):
         for text in texts:
             ids, sizes = _ids_and_bytes(lm, text)
             rows = windows(len(ids), lm.cfg.context, overlap)

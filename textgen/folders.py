@@ -33,18 +33,18 @@ def layout_of(folder, cls):
     return family(config["model_type"], cls.__name__), config
 
 
-def read_state(folder, layout, cfg, cls):
-    """{our name: tensor} of a folder, refused before anything is allocated when the weights don't fit the configuration."""
+def read_state(folder, layout, cfg, cls, *, tied=()):
+    """{our name: tensor} of a folder, refused before anything is allocated when the weights don't fit. tied: our copies, in no file."""
     with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in cls(cfg).state_dict().items()}
+        wanted = {name: tensor.shape for name, tensor in cls(cfg).state_dict().items() if name not in tied}
     layout.check_shapes(cfg, tensor_shapes(folder), wanted)
     return layout.import_state(cfg, load_tensors(folder))
 
 
-def files_of(model, dtype=None):
-    """What save_pretrained writes, for gencore.checkpoint.save_folder and fit's export."""
-    layout = family(model.cfg.family, type(model).__name__)
-    ours = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
-    kind = str(next(iter(ours.values())).dtype).removeprefix("torch.")
-    return {"config.json": {**layout.to_theirs(model.cfg), "dtype": kind}, "model.safetensors": layout.export_state(model.cfg, ours),
+def files_of(model, dtype=None, *, kind=None, tied=()):
+    """What save_pretrained writes, for gencore.checkpoint.save_folder and fit's export. kind: its class as `family` knows it."""
+    layout = family(model.cfg.family, kind or type(model).__name__)
+    ours = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if name not in tied}
+    stored = str(next(iter(ours.values())).dtype).removeprefix("torch.")
+    return {"config.json": {**layout.to_theirs(model.cfg), "dtype": stored}, "model.safetensors": layout.export_state(model.cfg, ours),
             **(model.tokenizer.files() if model.tokenizer else {})}

@@ -11,15 +11,17 @@ from torch import nn
 from gencore.attention import AttentionConfig
 from gencore.check import DataError, InputError, dims
 from gencore.checkpoint import save_folder
+from gencore.decode import resting
 from gencore.embeddings import LearnedPositions
 from gencore.layers import ACTIVATIONS, MLPConfig, NormConfig, make_norm
+from gencore.loss import IGNORED
 from gencore.masks import padding
+from gencore.text_encoder import encode_prompts
 from gencore.tokenizer import Tokenizer, train_bpe
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, open_folder
 
 CLS, SEP, PAD, MASK = "[CLS]", "[SEP]", "[PAD]", "[MASK]"
-IGNORED = -100
 
 
 def bert_stack(width=128, layers=4, heads=4, mlp=512):
@@ -98,10 +100,8 @@ class MaskedLM(nn.Module):
         places = (ids[0] == self.tokenizer.mask_id).nonzero()[:, 0]
         if not len(places):
             raise InputError(f'the text has no {self.tokenizer.mask}: put one where a word should be, "It was a {self.tokenizer.mask} night."')
-        training = self.training
-        self.eval()
-        chances = self(ids.to(self.bias.device))[0, places].float().softmax(-1)                      # (masks, V)
-        self.train(training)
+        with resting(self):
+            chances = self(ids.to(self.bias.device))[0, places].float().softmax(-1)                  # (masks, V)
         best = chances.topk(min(topn, chances.shape[-1]))
         found = [[(self.tokenizer.decode([i]).strip(), float(p)) for i, p in zip(row_ids, row)] for row_ids, row in zip(best.indices, best.values)]
         return found[0] if len(found) == 1 else found
@@ -140,13 +140,15 @@ class TextClassifier(nn.Module):
 
     @torch.no_grad()
     def classify(self, texts):
-        """A text -> (label, probability); a list of them -> a list."""
+        """A text -> (label, probability); a list of them -> a list. Texts longer than the context are cut to it."""
         rows = [texts] if isinstance(texts, str) else list(texts)
-        ids, keep = encode_batch(self.tokenizer, rows, self.cfg.context)
-        training = self.training
-        self.eval()
-        chances = self(ids.to(self.head.weight.device), keep.to(self.head.weight.device)).float().softmax(-1)
-        self.train(training)
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer: give it one, or load a folder that has one")
+        if not rows:
+            raise InputError("no text: give at least one")
+        ids, keep, _ = encode_prompts(self.tokenizer, rows, self.cfg.context)
+        with resting(self):
+            chances = self(ids.to(self.head.weight.device), keep.to(self.head.weight.device)).float().softmax(-1)
         found = [(self.cfg.labels[int(row.argmax())], float(row.max())) for row in chances]
         return found[0] if isinstance(texts, str) else found
 
@@ -165,21 +167,6 @@ class TextClassifier(nn.Module):
         model = cls(replace(encoder.cfg, labels=tuple(labels)), tokenizer)
         model.encoder.load_state_dict(encoder.state_dict())
         return model
-
-
-def encode_batch(tokenizer, texts, length):
-    """Texts -> ids (B,T), keep (B,T) bool, with the special tokens; longer texts are cut to `length`, the last token (a [SEP]) kept."""
-    if tokenizer is None:
-        raise InputError("this model has no tokenizer: give it one, or load a folder that has one")
-    if not texts:
-        raise InputError("no text: give at least one")
-    rows = [tokenizer.encode(text, special=True) for text in texts]
-    rows = [row if len(row) <= length else row[:length - 1] + row[-1:] for row in rows]
-    ids = torch.full((len(rows), max(1, max(map(len, rows)))), tokenizer.pad_id or 0)
-    keep = torch.zeros(ids.shape, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, :len(row)], keep[i, :len(row)] = torch.tensor(row), True
-    return ids, keep
 
 
 def mask_tokens(ids, tokenizer, generator, *, share=0.15):

@@ -1,7 +1,6 @@
 """CausalLM: token embedding, gencore.Transformer, head (Radford et al. 2019; Touvron et al. 2023)."""
 import os
 import secrets
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -10,9 +9,9 @@ from torch import nn
 
 from gencore.attention import head_sizes
 from gencore.check import CheckpointError, InputError, dims, nearest
-from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.checkpoint import read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.choose import Sampling
-from gencore.decode import CompiledStep, column_major
+from gencore.decode import CompiledStep, column_major, resting
 from gencore.embeddings import LearnedPositions
 from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
@@ -21,8 +20,7 @@ from gencore.masks import causal
 from gencore.recipe import Recipe, register
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
-from textgen.families import family
-from textgen.folders import layout_of
+from textgen.folders import files_of, layout_of, read_state
 from textgen.text import SEEDS, Settings, as_list, joined, made_text, pieces
 
 
@@ -99,7 +97,7 @@ class CausalLM(nn.Module):
         settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
         prompts = as_list(prompt)
         seeds = seeds_of(seed, len(prompts))
-        with self.resting():
+        with resting(self):
             texts = joined(prompts, pieces(self, prompts, sampling_of(settings), seeds=seeds, settings=settings))
         made = [made_text(text, self._recipe(asked, s, settings)) for text, asked, s in zip(texts, prompts, seeds)]
         return made[0] if isinstance(prompt, str) else made
@@ -114,7 +112,7 @@ class CausalLM(nn.Module):
         return self._resting_stream(parts)
 
     def _resting_stream(self, parts):
-        with self.resting():
+        with resting(self):
             for _, piece in parts:
                 yield piece
 
@@ -132,16 +130,6 @@ class CausalLM(nn.Module):
             return None
         values = {f.name: getattr(settings, f.name) for f in fields(settings)}
         return Recipe.made("text", self.name, self.digest, inputs={"prompt": prompt}, seed=seed, settings=values)
-
-    @contextmanager
-    def resting(self):
-        """While open, the model is in eval mode."""
-        training = self.training
-        self.eval()
-        try:
-            yield self
-        finally:
-            self.train(training)
 
     def trainable(self):
         """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding."""
@@ -199,14 +187,8 @@ class CausalLM(nn.Module):
         """What save_pretrained writes, for gencore.checkpoint.save_folder and fit's export."""
         if self.quantize:
             raise InputError("int8 weights are for generating: save the model that was loaded without quantize")
-        layout = family(self.cfg.family)
-        ours = {name: tensor.detach().to(dtype) for name, tensor in self.state_dict().items()}
-        if self.cfg.tied:
-            del ours["head.weight"]
-        kind = str(next(iter(ours.values())).dtype).removeprefix("torch.")
         special = {key: value for key, value in special_fields(self.cfg).items() if value is not None}
-        return {"config.json": {**layout.to_theirs(self.cfg), "dtype": kind}, "generation_config.json": special,
-                "model.safetensors": layout.export_state(self.cfg, ours), **(self.tokenizer.files() if self.tokenizer else {})}
+        return {**files_of(self, dtype, kind="CausalLM", tied=tied_names(self.cfg)), "generation_config.json": special}
 
 
 def read_folder(folder):
@@ -217,15 +199,17 @@ def read_folder(folder):
         cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids(read_json(folder / "generation_config.json"))["eos"]))))
     shapes = tensor_shapes(folder)
     both = replace(cfg, tied=False) if "lm_head.weight" in shapes else cfg       # a head in the file may say otherwise than the configuration
-    with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in CausalLM(both).state_dict().items() if not both.tied or name != "head.weight"}
-    layout.check_shapes(both, shapes, wanted)
-    state = layout.import_state(both, load_tensors(folder))
+    state = read_state(folder, layout, both, CausalLM, tied=tied_names(both))
     if cfg.tied and not both.tied:
         if not torch.equal(state["head.weight"], state["embedding.weight"]):
             return both, state
         del state["head.weight"]
     return cfg, state if not cfg.tied else {**state, "head.weight": state["embedding.weight"]}
+
+
+def tied_names(cfg):
+    """Our copies of other tensors: in no file."""
+    return ("head.weight",) if cfg.tied else ()
 
 
 def usual(cfg):

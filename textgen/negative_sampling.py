@@ -61,16 +61,14 @@ class Trainer:
         stay = torch.rand(len(ids), generator=self.generator) < self.kept[ids]
         return ids[stay], sentences[stay]
 
-    def steps(self, ids, sentences):
-        """One pass over a text, ids (n,) and the sentence of each (n,) -> yields (words of a step, function of the rate that takes it)."""
-        W, size = self.cfg.window, BLOCK * self.cfg.blocks
+    def parts(self, ids, sentences):
+        """One pass over a text, ids (n,) and the sentence of each (n,) -> yields what each `step` takes: blocks (R,S) and their sentences (R,S)."""
+        W = self.cfg.window
         filled = -len(ids) % BLOCK
         ids = torch.nn.functional.pad(ids, (W, W + filled))
         sentences = torch.nn.functional.pad(sentences, (W, W + filled), value=-1)
         rows, owners = (t.unfold(0, BLOCK + 2 * W, BLOCK) for t in (ids, sentences))     # (blocks, S), S = T + 2W
-        for start in range(0, len(rows), self.cfg.blocks):
-            part = slice(start, start + self.cfg.blocks)
-            yield min(size, BLOCK * len(rows[part])), lambda lr, part=part: self.step(rows[part], owners[part], lr)
+        yield from zip(rows.split(self.cfg.blocks), owners.split(self.cfg.blocks))
 
     def step(self, around, owners, lr):
         """around (R,S): R blocks with their margins; owners (R,S): sentences, -1 = outside."""

@@ -81,7 +81,7 @@ class Needs:
 def needs(cfg, *, batch=1, length=None, dtype=torch.bfloat16):
     """CausalLMConfig -> Needs for `batch` texts of `length` tokens (default: the context); dtype: of weights and cache when generating.
 
-    Kernels' workspace, fragmentation and torch itself (about 0.3 GB) come on top."""
+    Kernels' workspace, fragmentation and torch itself come on top."""
     length = length or cfg.context
     with FakeTensorMode():                               # tensors with a shape and a device, and nothing inside
         lm = CausalLM(cfg)

@@ -13,7 +13,8 @@ from gencore.beam import beam_search
 from gencore.cache import Cache
 from gencore.check import InputError, dims
 from gencore.checkpoint import save_folder
-from gencore.decode import Stepper, decode
+from gencore.data import right_padded
+from gencore.decode import Stepper, decode, resting
 from gencore.layers import MLPConfig, NormConfig
 from gencore.masks import causal, padding
 from gencore.positions import sinusoidal
@@ -96,11 +97,7 @@ class Seq2SeqLM(nn.Module):
 
     def loss(self, source, target, keep=None):
         """source (B,S), target (B,T) with its end, padded by cfg.pad -> (summed label-smoothed cross-entropy, number of target tokens)."""
-        start = torch.full_like(target[:, :1], self.cfg.start)
-        logits = self(source, torch.cat((start, target[:, :-1]), 1), keep)                        # (B, T, V)
-        real = real_tokens(target, self.cfg)
-        smoothing = self.cfg.smoothing if self.training else 0.0
-        return F.cross_entropy(logits[real].float(), target[real], reduction="sum", label_smoothing=smoothing), real.sum()
+        return smoothed_cross_entropy(self(source, shifted(target, self.cfg.start), keep), target, self)
 
     # ---- words ----
 
@@ -109,20 +106,7 @@ class Seq2SeqLM(nn.Module):
         """A text, or a list of them -> what the decoder writes for each. beams=1: the likeliest token each time; more: beam search.
 
         max_new_tokens: default cfg.context. length_penalty: above 0 longer texts are favoured (see beam_search)."""
-        if self.tokenizer is None:
-            raise InputError("this model has no tokenizer: Seq2SeqLM(cfg, tokenizer), or load a folder that has one")
-        limit = self.cfg.context if max_new_tokens is None else max_new_tokens
-        if beams < 1 or not 1 <= limit <= self.cfg.context:
-            raise InputError(f"beams should be at least 1 and max_new_tokens from 1 to {self.cfg.context}, got {beams} and {max_new_tokens}")
-        rows = [texts] if isinstance(texts, str) else list(texts)
-        source, keep = padded([self.tokenizer.encode(text, special=True) for text in rows], self.cfg.pad)
-        training = self.training
-        self.eval()
-        ids = self.write(source.to(self.embedding.weight.device), keep.to(self.embedding.weight.device),
-                         beams=beams, limit=limit, length_penalty=length_penalty)
-        self.train(training)
-        made = [self.tokenizer.decode(row).strip() for row in ids]
-        return made[0] if isinstance(texts, str) else made
+        return translated(self, texts, max_new_tokens, beams=beams, length_penalty=length_penalty)
 
     def write(self, source, keep, *, beams=1, limit=100, length_penalty=1.0):
         """source (B,S), keep (B,S) -> a list of ids a row, with its end."""
@@ -134,17 +118,14 @@ class Seq2SeqLM(nn.Module):
             return self.logits(self.decode(ids, memory, cache=cache)[:, -1:])
 
         stepper = Stepper(forward, cache)
-        first = stepper.prefill(torch.full((rows, 1), self.cfg.start, device=source.device))
-        if beams > 1:
-            def step(tokens, parents):
-                cache.select(parents)
-                return stepper.step(tokens)
 
-            found = beam_search(first, step, beams=beams, limit=limit, eos=self.cfg.eos, length_penalty=length_penalty)
-            return [hypotheses[0][1] for hypotheses in found]
-        ends = torch.tensor(self.cfg.eos, device=source.device)
-        steps = list(decode(first, stepper.step, lambda logits, n: logits.argmax(-1), limit=limit, ended=lambda tokens: torch.isin(tokens, ends)))
-        return [until_end(row, self.cfg.eos) for row in torch.stack(steps, 1).tolist()]
+        def step(tokens, parents=None):
+            if parents is not None:
+                cache.select(parents)
+            return stepper.step(tokens)
+
+        first = stepper.prefill(torch.full((rows, 1), self.cfg.start, device=source.device))
+        return likeliest(first, step, self.cfg.eos, beams=beams, limit=limit, length_penalty=length_penalty)
 
     @classmethod
     def from_pretrained(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):
@@ -156,27 +137,49 @@ class Seq2SeqLM(nn.Module):
         save_folder(folder, files_of(self, dtype))
 
 
-def until_end(ids, eos):
-    """ids up to and with the first end."""
-    place = next((i for i, token in enumerate(ids) if token in eos), len(ids))
-    return ids[:place + 1]
+def translated(model, texts, max_new_tokens, *, beams, length_penalty):
+    """What `generate` of an encoder-decoder gives: texts -> ids -> model.write -> texts."""
+    limit = model.cfg.context if max_new_tokens is None else max_new_tokens
+    if model.tokenizer is None:
+        raise InputError(f"this model has no tokenizer: {type(model).__name__}(cfg, tokenizer), or load a folder that has one")
+    if beams < 1 or not 1 <= limit <= model.cfg.context:
+        raise InputError(f"beams should be at least 1 and max_new_tokens from 1 to {model.cfg.context}, got {beams} and {max_new_tokens}")
+    lists = [model.tokenizer.encode(text, special=True) for text in ([texts] if isinstance(texts, str) else texts)]
+    if not lists or not all(lists):
+        raise InputError("no text, or an empty one: give at least one token to read")
+    source, keep = (t.to(model.embedding.weight.device) for t in right_padded(lists, model.cfg.pad))
+    with resting(model):
+        made = [model.tokenizer.decode(ids).strip() for ids in model.write(source, keep, beams=beams, limit=limit, length_penalty=length_penalty)]
+    return made[0] if isinstance(texts, str) else made
+
+
+def likeliest(logits, step, eos, *, beams, limit, length_penalty):
+    """logits (B*beams, V) of the first token -> a list of ids a row, with its end. step(tokens, rows=None) as beam_search and decode call it."""
+    if beams > 1:
+        found = beam_search(logits, step, beams=beams, limit=limit, eos=eos, length_penalty=length_penalty)
+        return [hypotheses[0][1] for hypotheses in found]
+    ends = torch.tensor(eos, device=logits.device)
+    steps = decode(logits, step, lambda logits, n: logits.argmax(-1), limit=limit, ended=lambda tokens: torch.isin(tokens, ends))
+    rows = torch.stack(list(steps), 1).tolist()
+    return [row[:next((n for n, token in enumerate(row) if token in eos), limit) + 1] for row in rows]
+
+
+def smoothed_cross_entropy(logits, target, model):
+    """logits (B,T,V), target (B,T) -> (summed loss over the real tokens, their number); targets are smoothed while training."""
+    real = real_tokens(target, model.cfg)
+    smoothing = model.cfg.smoothing if model.training else 0.0
+    return F.cross_entropy(logits[real].float(), target[real], reduction="sum", label_smoothing=smoothing), real.sum()
+
+
+def shifted(target, start):
+    """target (B,T) -> what the decoder reads when it is to say it: `start`, then all but the last."""
+    return torch.cat((torch.full_like(target[:, :1], start), target[:, :-1]), 1)
 
 
 def real_tokens(target, cfg):
     """target (B,T) -> (B,T) bool: up to and with the first end; what follows it is padding, whatever its id."""
     ends = torch.isin(target, torch.tensor(cfg.eos, device=target.device))
     return (ends.cumsum(1) - ends.long() == 0) & (target != cfg.pad)
-
-
-def padded(lists, pad):
-    """Lists of ids -> (ids (B,T), keep (B,T) bool), filled at the end."""
-    if not lists or not all(lists):
-        raise InputError("no text, or an empty one: give at least one token to read")
-    ids = torch.full((len(lists), max(map(len, lists))), pad)
-    keep = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, tokens in enumerate(lists):
-        ids[row, :len(tokens)], keep[row, :len(tokens)] = torch.tensor(tokens), True
-    return ids, keep
 
 
 def train_pair_tokenizer(texts, vocab=8192, length=512):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from gencore.check import CheckpointError, DataError, InputError, UnknownNameError, nearest
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
 from gencore.config import from_dict
-from textgen.negative_sampling import Trainer, Word2VecConfig
+from textgen.negative_sampling import BLOCK, Trainer, Word2VecConfig
 
 CHUNK = 200_000                                          # words of text held as ids at a time
 
@@ -48,9 +48,9 @@ class Word2Vec:
                 for ids, owners in chunks(sentences, index):
                     kept, owner = trainer.thinned(ids, owners)
                     share = len(ids) / max(1, len(kept))                                 # words of the text for each that stays
-                    for words, step in trainer.steps(kept, owner):
-                        step(max(cfg.min_lr, cfg.lr + (cfg.min_lr - cfg.lr) * min(1.0, done / total)))
-                        done += words * share
+                    for around, owner_of in trainer.parts(kept, owner):
+                        trainer.step(around, owner_of, lr=max(cfg.min_lr, cfg.lr + (cfg.min_lr - cfg.lr) * min(1.0, done / total)))
+                        done += len(around) * BLOCK * share
                     bar.update(len(ids))
         return cls([word for word, _ in counts], trainer.vectors, counts=torch.tensor([count for _, count in counts]), cfg=cfg)
 
@@ -96,9 +96,7 @@ class Word2Vec:
 
     def draw(self, path, words):
         """A picture of these words in the plane of their two principal directions -> path (PNG, SVG or PDF)."""
-        import matplotlib
         from matplotlib.figure import Figure
-        matplotlib.rcParams["axes.unicode_minus"] = False
         points = self.unit()[[self.row(word) for word in words]]
         points = points - points.mean(0)
         plane = points @ torch.linalg.svd(points, full_matrices=False).Vh[:2].mT         # (words, 2)

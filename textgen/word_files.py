@@ -28,7 +28,7 @@ def save_word2vec(w2v, path, *, binary=False):
 def load_word2vec(path, *, binary=False):
     """A file in word2vec's format -> Word2Vec. DataError says where it breaks off or what is no number."""
     data = Path(path).read_bytes()
-    head, _, rest = data[:LONGEST].partition(b"\n")
+    head = data[:LONGEST].partition(b"\n")[0]
     try:
         count, width = (int(number) for number in head.split())
     except ValueError:
