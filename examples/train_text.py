@@ -40,6 +40,7 @@ class TextRun:
     heads: int = 4
     mlp: int = 344                  # width of the gated MLP
     tied: bool = True               # the head is the token table
+    dropout: float = 0.0            # on what each sublayer adds, in training: for a text that is read many times
     prompt: str = "def "            # of the samples
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=16, lr=3e-3, muon_lr=1e-2, warmup=20, decay=0.4,
                                                                    eval_every=100, save_every=100))
@@ -98,6 +99,8 @@ def main():
     if cfg.context > lm.cfg.context:
         sys.exit(f"context={cfg.context} is longer than the {lm.cfg.context} positions of {args.start}: give context={lm.cfg.context} or less")
     ids = [token for text in texts for token in [lm.tokenizer.eos_id, *lm.tokenizer.encode(text)]]
+    for block in lm.transformer.blocks:                             # of training alone: no folder says it
+        block.dropout = cfg.dropout
     print(f"{sum(p.numel() for p in lm.parameters()):,} parameters, {len(ids):,} tokens", file=sys.stderr)
 
     def loss(model, batch, generator):
