@@ -11,7 +11,6 @@ metrics.jsonl, checkpoints/ and in the end model/, a folder that CausalLM.from_p
 Without a column "split", the last twentieth of each text is held out, and bits per byte are measured on it."""
 import argparse
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,8 @@ import torch
 
 from gencore.attention import AttentionConfig
 from gencore.config import override
-from gencore.data import TokenWindows, text_folder
+from gencore.data import TokenWindows
+from gencore.data_folder import learn_and_held_out
 from gencore.layers import MLPConfig, NormConfig
 from gencore.positions import RotaryConfig
 from gencore.tokenizer import train_bpe
@@ -63,24 +63,6 @@ def arguments():
     return parser.parse_intermixed_args()
 
 
-def read_texts(path):
-    """(texts to learn from, texts held out, what they are)."""
-    if path is None:
-        folder = Path(sysconfig.get_path("stdlib"))
-        files = sorted(file for file in folder.glob("*.py") if file.stat().st_size > 4000)
-        texts, what = [file.read_text(encoding="utf-8", errors="replace") for file in files], "Python's standard library"
-    else:
-        rows, what = text_folder(path), str(path.name)
-        texts = rows.column("text")
-        if "split" in rows.columns:
-            splits = rows.column("split")
-            parts = [[text for text, split in zip(texts, splits) if split == wanted] for wanted in ("train", "validation")]
-            if all(parts):
-                return *parts, what
-    cuts = [len(text) - len(text) // 20 for text in texts]
-    return [text[:cut] for text, cut in zip(texts, cuts)], [text[cut:] for text, cut in zip(texts, cuts)], what
-
-
 def new(cfg, tokenizer):
     """A model that knows nothing yet."""
     stack = TransformerConfig(width=cfg.width, layers=cfg.layers, attention=AttentionConfig(heads=cfg.heads),
@@ -92,7 +74,7 @@ def new(cfg, tokenizer):
 def main():
     args = arguments()
     cfg = override(PRESETS[args.preset], args.settings)
-    texts, held_out, what = read_texts(args.data)
+    texts, held_out, what = learn_and_held_out(args.data)
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {sum(map(len, held_out)):,} held out", file=sys.stderr)
     torch.manual_seed(cfg.train.seed)
     lm = CausalLM.from_pretrained(args.start).trainable() if args.start else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))

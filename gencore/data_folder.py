@@ -4,6 +4,7 @@ Files are not trusted: each is opened once at the start, a bad one is named, and
 import csv
 import io
 import json
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -61,6 +62,26 @@ class Rows:
                     raise
                 bad.append(str(error))
         return _without(self, good, bad)
+
+
+def learn_and_held_out(path=None):
+    """Text for the examples: (texts to learn from, texts held out, what they are). path: as of `text_folder`; None = Python's standard library.
+
+    Held out are the rows whose column "split" says validation; without one, the last twentieth of each text."""
+    if path is None:
+        folder = Path(sysconfig.get_path("stdlib"))
+        files = sorted(file for file in folder.glob("*.py") if file.stat().st_size > 4000)
+        texts, what = [file.read_text(encoding="utf-8", errors="replace") for file in files], "Python's standard library"
+    else:
+        rows, what = text_folder(path), str(path.name)
+        texts = rows.column("text")
+        if "split" in rows.columns:
+            splits = rows.column("split")
+            parts = [[text for text, split in zip(texts, splits) if split == wanted] for wanted in ("train", "validation")]
+            if all(parts):
+                return *parts, what
+    cuts = [len(text) - len(text) // 20 for text in texts]
+    return [text[:cut] for text, cut in zip(texts, cuts)], [text[cut:] for text, cut in zip(texts, cuts)], what
 
 
 def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".txt",)):

@@ -2,6 +2,7 @@
 
 import cmath
 import math
+from collections import Counter
 
 import torch
 
@@ -125,3 +126,32 @@ def greedy(step, ids, count):
     for _ in range(count):
         ids = torch.cat((ids, step(ids)[:, -1].argmax(-1, keepdim=True)), dim=1)
     return ids
+
+
+def byte_pairs_by_counting(words, merges):
+    """{tuple of symbols: count} -> the first `merges` merges of Sennrich et al. 2016, algorithm 1.
+
+    Of equal pairs the one whose symbols rank first: by their place in the vocabulary, the alphabet sorted, then each as it is made."""
+    rank = {symbol: place for place, symbol in enumerate(sorted({symbol for word in words for symbol in word}))}
+    found = []
+    while len(found) < merges:
+        pairs = Counter()
+        for word, count in words.items():
+            for pair in zip(word, word[1:]):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], rank[pair[0]], rank[pair[1]]))
+        found.append(best)
+        rank.setdefault("".join(best), len(rank))
+        words = Counter({_merged(word, best): count for word, count in words.items()})
+    return found
+
+
+def _merged(word, pair):
+    symbols, i = [], 0
+    while i < len(word):
+        joined = tuple(word[i:i + 2]) == pair
+        symbols.append("".join(pair) if joined else word[i])
+        i += 1 + joined
+    return tuple(symbols)

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import gencore
+from gencore.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}          # from a checkout that is not installed as well
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("**/*.py"))
 
 
 def run(script: Path, *arguments: str, timeout: int = 300) -> str:
@@ -51,6 +52,14 @@ def test_a_text_model_goes_on_from_another(tmp_path):
     assert last < first - 1 and (tmp_path / "run" / "model" / "model.safetensors").is_file()
     refused = subprocess.run([sys.executable, *command, "context=1024"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert "context=1024 is longer than the 512 positions of novelist: give context=512 or less" in refused.stderr
+
+
+def test_a_tokenizer_is_trained_and_reported(tmp_path):
+    (tmp_path / "rain.txt").write_text("The rain fell upon the roof of the old house, and nobody was understanding it.\n" * 40, encoding="utf-8")
+    run(ROOT / "examples" / "text" / "tokenizer.py", "--data", str(tmp_path), "--out", str(tmp_path / "tokenizer"), "--vocab", "330")
+    said = (tmp_path / "tokenizer" / "report.txt").read_text()
+    assert re.search(r"^byte pairs +\d\d\d +[\d.]+ +[\d.]+ +0.00%$", said, re.M) and "u n d e r" in said
+    assert (tmp_path / "tokenizer" / "sizes.png").is_file() and Tokenizer.from_folder(tmp_path / "tokenizer").encode("rain")
 
 
 def test_the_quickstart_takes_less_than_a_minute(demo):

@@ -90,6 +90,8 @@ def test_a_classifier_learns_on_what_the_encoder_knows(lm, tokenizer, tmp_path):
     wanted = torch.tensor([["beast", "bird"].index(label) for label in labels])
     steps(model, lambda step: model.loss(ids, wanted, keep), 40, lr=1e-3)
     assert [label for label, _ in model.classify(SENTENCES)] == labels and model.classify("the owl hoots at sea.")[0] == "bird"
+    with pytest.warns(UserWarning, match=r'1 text\(s\) have more than 24 tokens and are cut there, the first: "the owl'):
+        model.classify(["the owl hoots. " * 30, "the owl"])
     model.save_pretrained(tmp_path / "classifier")
     assert TextClassifier.from_pretrained(tmp_path / "classifier").classify(SENTENCES) == model.eval().classify(SENTENCES)
 

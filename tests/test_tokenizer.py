@@ -1,5 +1,7 @@
 """gencore/tokenizer.py."""
 import json
+import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from gencore.check import CheckpointError, InputError
 from gencore.checkpoint import save_folder
 from gencore.tokenizer import END, PAD, Tokenizer, train_bpe
+from tests.reference import byte_pairs_by_counting
 
 WORDS = ["The cat sat on the mat.\n\nThe dog sat on the log.", 'She said, "I shall never go there again," and went.\n'] * 20
 
@@ -21,6 +24,23 @@ def tokenizer():
 @given(text=st.text())
 def test_every_text_comes_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text), keep_special=True) == text
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_random_texts_come_back(tokenizer):
+    draw = random.Random(0)
+    planes = [(0, 0x80), (0x80, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]          # by length in UTF-8
+    for _ in range(100_000):
+        text = "".join(chr(draw.randrange(*draw.choice(planes))) for _ in range(draw.randrange(1, 24)))
+        assert tokenizer.decode(tokenizer.encode(text), keep_special=True) == text
+
+
+def test_merges_are_those_of_the_algorithm_in_the_paper():
+    texts = [" ".join(random.Random(seed).choices("low lower lowest newer wider rain rained terrain señor 7 77".split(), k=300)) for seed in range(3)]
+    tokenizer = train_bpe(texts, 300)
+    words = Counter(tuple(word) for text in texts for word, _ in tokenizer.engine.pre_tokenizer.pre_tokenize_str(text))
+    learnt = [tuple(pair) for pair in json.loads(tokenizer.engine.to_str())["model"]["merges"]]
+    assert len(learnt) > 30 and learnt == byte_pairs_by_counting(words, len(learnt))
 
 
 def test_special_tokens_come_first_and_have_their_roles(tokenizer):

@@ -2,6 +2,7 @@
 
     lm = MaskedLM.from_pretrained(folder)
     lm.fill_mask("It was a [MASK] night.")              # [("dark", 0.41), ("cold", 0.07), ...]"""
+import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -140,13 +141,16 @@ class TextClassifier(nn.Module):
 
     @torch.no_grad()
     def classify(self, texts):
-        """A text -> (label, probability); a list of them -> a list. Texts longer than the context are cut to it."""
+        """A text -> (label, probability); a list of them -> a list. Texts longer than the context are cut to it, with a warning."""
         rows = [texts] if isinstance(texts, str) else list(texts)
         if self.tokenizer is None:
             raise InputError("this model has no tokenizer: give it one, or load a folder that has one")
         if not rows:
             raise InputError("no text: give at least one")
-        ids, keep, _ = encode_prompts(self.tokenizer, rows, self.cfg.context)
+        ids, keep, cut = encode_prompts(self.tokenizer, rows, self.cfg.context)
+        if cut:
+            warnings.warn(f'{len(cut)} text(s) have more than {self.cfg.context} tokens and are cut there, the first: "{rows[cut[0]]:.60}"',
+                          stacklevel=2)
         with resting(self):
             chances = self(ids.to(self.head.weight.device), keep.to(self.head.weight.device)).float().softmax(-1)
         found = [(self.cfg.labels[int(row.argmax())], float(row.max())) for row in chances]
