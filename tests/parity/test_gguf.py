@@ -1,0 +1,88 @@
+"""textgen/gguf_file.py: llama.cpp says the same greedy tokens as the model that was written; what can't be written is named, and leaves no file."""
+import random
+
+import pytest
+import torch
+
+from gencore.attention import AttentionConfig
+from gencore.check import ConfigError, InputError
+from gencore.layers import MLPConfig, NormConfig
+from gencore.positions import RotaryConfig
+from gencore.tokenizer import train_bpe
+from gencore.transformer import TransformerConfig
+from textgen import CausalLM
+from textgen.gguf_file import save_gguf
+from textgen.model import CausalLMConfig
+
+ATTENTION = {"llama": AttentionConfig(4, 2), "llama tied": AttentionConfig(4), "mistral": AttentionConfig(4, 2, 32), "qwen2": AttentionConfig(4, 2, bias=True),
+             "qwen3": AttentionConfig(4, 2, 32, qk_norm="rms"), "gpt2": AttentionConfig(4, bias=True, out_bias=True)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(["the rain fell upon the roof of the old house, where nobody had lived for years"] * 5, 320)
+
+
+def model(name, tokenizer):
+    """Random weights, larger than they start, so that what comes next is decided."""
+    torch.manual_seed(3)
+    family, gpt2 = name.split()[0], name == "gpt2"
+    stack = TransformerConfig(64, 2, ATTENTION[name], MLPConfig(96, gated=not gpt2, bias=gpt2, activation="gelu_tanh" if gpt2 else "silu"),
+                              NormConfig("layer" if gpt2 else "rms", eps=1e-5), rotary=None if gpt2 else RotaryConfig())
+    lm = CausalLM(CausalLMConfig(len(tokenizer), 64, stack, tied="tied" in name or gpt2, learned_positions=gpt2, family=family, bos=0, eos=(0,), pad=1),
+                  tokenizer).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        lm.head.weight[[i for i in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([i])]] = 0    # llama.cpp holds half characters back
+    return lm
+
+
+def said_by_llama_cpp(path, prompts, count):
+    """The ids of `count` greedy tokens after each prompt."""
+    llama_cpp = pytest.importorskip("xllamacpp")
+    params = llama_cpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.cpuparams.n_threads = str(path), 64, 1, 1
+    server = llama_cpp.Server(params)
+    asked = {"max_tokens": count, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    answers = [server.handle_completions({"prompt": ids, **asked})["choices"][0] for ids in prompts]
+    return [[token["id"] for token in answer["logprobs"]["content"]] for answer in answers]
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_llama_cpp_says_the_same_tokens(name, tokenizer, tmp_path):
+    lm = model(name, tokenizer)
+    save_gguf(lm, tmp_path / "lm.gguf")
+    prompts = [random.Random(seed).sample(range(2, len(tokenizer)), 9) for seed in range(4)]
+    ids = torch.tensor(prompts)
+    with torch.no_grad():
+        for _ in range(8):
+            logits = lm(ids)[:, -1].index_fill(-1, torch.tensor([0]), float("-inf"))           # as ignore_eos does
+            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
+    wanted = ids[:, 9:].tolist()
+    assert len({token for row in wanted for token in row}) > 2 and said_by_llama_cpp(tmp_path / "lm.gguf", prompts, 8) == wanted
+
+
+def test_smaller_weights_stay_near(tokenizer, tmp_path):
+    from gguf import GGUFReader, dequantize
+    lm, sizes = model("llama", tokenizer), {}
+    for weights, most in (("float16", 1e-3), ("q8_0", 0.01), ("q4_0", 0.15)):
+        save_gguf(lm, tmp_path / "lm.gguf", weights=weights)
+        stored = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "lm.gguf").tensors}
+        up = torch.from_numpy(dequantize(stored["blk.1.ffn_up.weight"].data, stored["blk.1.ffn_up.weight"].tensor_type))
+        there = dict(lm.files()["model.safetensors"])["model.layers.1.mlp.up_proj.weight"]
+        assert (up - there).abs().max() < most * there.abs().max()
+        sizes[weights] = (tmp_path / "lm.gguf").stat().st_size
+    assert sizes["q4_0"] < sizes["q8_0"] < sizes["float16"]
+
+
+def test_what_cannot_be_written_is_named(tokenizer, tmp_path):
+    lm = model("llama", tokenizer)
+    with pytest.raises(InputError, match='weights should be one of float32, float16, q8_0, q4_0, got "q8"'):
+        save_gguf(lm, tmp_path / "lm.gguf", weights="q8")
+    with pytest.raises(InputError, match="no tokenizer"):
+        save_gguf(CausalLM(lm.cfg), tmp_path / "lm.gguf")
+    lm.cfg = CausalLMConfig(family="phi3")
+    with pytest.raises(ConfigError, match="phi3 can't be written as GGUF here: llama, mistral, qwen2, qwen3, gpt2 can"):
+        save_gguf(lm, tmp_path / "lm.gguf")
+    assert not list(tmp_path.iterdir())
