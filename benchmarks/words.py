@@ -5,7 +5,6 @@
 Both sides learn in turn in this one process, once for each seed; medians count. Writes benchmarks/results/words.json."""
 import argparse
 import json
-import re
 import statistics
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from gencore.data import text_folder
 from gencore.recipe import versions
 from textgen import Word2Vec, Word2VecConfig
+from textgen.word2vec import sentences_of
 from textgen.word_tasks import analogies, pair_score, read_analogies, read_pairs
 
 RESULTS = Path(__file__).parent / "results" / "words.json"
@@ -33,7 +33,7 @@ def main():
     torch.set_num_threads(args.threads)
     rows = text_folder(args.data)
     splits = rows.column("split") if "split" in rows.columns else ["train"] * len(rows)
-    sentences = [words for text, part in zip(rows.column("text"), splits) if part == "train" for words in split(text)]
+    sentences = [words for text, part in zip(rows.column("text"), splits) if part == "train" for words in sentences_of(text)]
     print(f"{len(sentences):,} sentences, {sum(map(len, sentences)):,} words")
     rows = {"commonthread": [], "gensim": []}
     for seed in range(1, args.seeds + 1):
@@ -48,11 +48,6 @@ def main():
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     RESULTS.write_text(json.dumps({**kept, "versions": versions(), args.objective: {"median": table, "runs": rows, "threads": args.threads}},
                                   indent=2) + "\n")
-
-
-def split(text):
-    """Text -> its sentences as lists of lower-case words; a sentence ends with . ! ? or its paragraph."""
-    return [words for line in re.split(r"[.!?\n]+", text.lower()) if (words := re.findall(r"[a-zà-ÿ]+(?:'[a-z]+)?", line))]
 
 
 def ours(sentences, cfg, threads):

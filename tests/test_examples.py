@@ -14,6 +14,7 @@ from PIL import Image
 
 import gencore
 from gencore.tokenizer import Tokenizer
+from textgen import AttentionSeq2Seq, MaskedLM, Seq2SeqLM, Word2Vec, load_word2vec
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}          # from a checkout that is not installed as well
@@ -60,6 +61,36 @@ def test_a_tokenizer_is_trained_and_reported(tmp_path):
     said = (tmp_path / "tokenizer" / "report.txt").read_text()
     assert re.search(r"^byte pairs +\d\d\d +[\d.]+ +[\d.]+ +0.00%$", said, re.M) and "u n d e r" in said
     assert (tmp_path / "tokenizer" / "sizes.png").is_file() and Tokenizer.from_folder(tmp_path / "tokenizer").encode("rain")
+
+
+@pytest.mark.parametrize("kind", ["transformer", "attention", "recurrent"])
+def test_a_translator_learns_and_draws(kind, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("".join(f"{n} {n + 1}\t{n + 1} {n}\n" for n in range(60)), encoding="utf-8")
+    run(ROOT / "examples" / "text" / "translate.py", "--data", str(tmp_path / "pairs.tsv"), "--model", kind, "--out", str(tmp_path / "run"),
+        "vocab=270", "width=32", "layers=1", "mlp=64", "hidden=32", "train.steps=6", "train.batch=16", "train.warmup=1", "train.eval_every=3")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["held_out_loss"] < rows[2]["held_out_loss"] and (tmp_path / "run" / "samples" / "000006.txt").is_file()
+    assert (tmp_path / "run" / "samples" / "000006-alignment.png").is_file() == (kind == "attention")
+    opened = (Seq2SeqLM if kind == "transformer" else AttentionSeq2Seq).from_pretrained(tmp_path / "run" / "model")
+    assert isinstance(opened.generate("3 4", max_new_tokens=8), str)
+
+
+def test_word_vectors_are_learnt_and_drawn(tmp_path):
+    (tmp_path / "rain.txt").write_text("The rain fell on the house. The snow fell on the roof. A cat sat in the house.\n" * 80, encoding="utf-8")
+    said = run(ROOT / "examples" / "text" / "word_vectors.py", "--data", str(tmp_path), "--out", str(tmp_path / "vectors"), "--words", "rain",
+               "width=8")
+    assert re.search(r"rain: \w+, \w+", said) and (tmp_path / "vectors" / "space.png").is_file()
+    assert "snow" in Word2Vec.from_pretrained(tmp_path / "vectors") and "snow" in load_word2vec(tmp_path / "vectors" / "vectors.bin", binary=True)
+
+
+def test_masks_are_filled_in(tmp_path):
+    (tmp_path / "rain.txt").write_text("The rain fell upon the old house.\n" * 200, encoding="utf-8")
+    run(ROOT / "examples" / "text" / "fill_mask.py", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "vocab=290", "width=32",
+        "layers=1", "mlp=64", "context=16", "train.steps=60", "train.batch=16", "train.warmup=1",
+        "train.lr=1e-2", "train.eval_every=10", "--ask", "The [MASK] fell")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["filled_in_right"] > rows[9]["filled_in_right"]
+    assert len(MaskedLM.from_pretrained(tmp_path / "run" / "model").fill_mask("The [MASK] fell")) == 5
 
 
 def test_the_quickstart_takes_less_than_a_minute(demo):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from gencore.check import CheckpointError, ConfigError, DataError, InputError, UnknownNameError
 from textgen import Word2Vec, Word2VecConfig
 from textgen.negative_sampling import BLOCK, Trainer
-from textgen.word2vec import chunks
+from textgen.word2vec import chunks, sentences_of
 from textgen.word_files import load_word2vec, save_word2vec
 from textgen.word_tasks import analogies, pair_score, ranks, read_analogies, read_pairs, spearman
 
@@ -24,6 +24,10 @@ def royal_family(seed):
         clothes = draw.choice(["dress", "gown"] if she else ["beard", "coat"])
         sentences.append(["the", person, "was", "in", "the", place, "and", "she" if she else "he", "wore", "a", clothes])
     return sentences
+
+
+def test_sentences_are_lists_of_lower_case_words():
+    assert sentences_of("The cat's tail. Élan!\nIt is 3 o'clock") == [["the", "cat's", "tail"], ["élan"], ["it", "is", "o'clock"]]
 
 
 def small(objective="skip-gram", seed=0, **changes):

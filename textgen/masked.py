@@ -114,7 +114,11 @@ class MaskedLM(nn.Module):
 
     def save_pretrained(self, folder, *, dtype=None):
         """Writes a folder that transformers' AutoModelForMaskedLM opens."""
-        save_folder(folder, files_of(self, dtype))
+        save_folder(folder, self.files(dtype=dtype))
+
+    def files(self, *, dtype=None):
+        """What save_pretrained writes, for fit's export."""
+        return files_of(self, dtype)
 
 
 class TextClassifier(nn.Module):
@@ -163,7 +167,11 @@ class TextClassifier(nn.Module):
 
     def save_pretrained(self, folder, *, dtype=None):
         """Writes a folder that transformers' AutoModelForSequenceClassification opens."""
-        save_folder(folder, files_of(self, dtype))
+        save_folder(folder, self.files(dtype=dtype))
+
+    def files(self, *, dtype=None):
+        """What save_pretrained writes, for fit's export."""
+        return files_of(self, dtype)
 
     @classmethod
     def on(cls, encoder, labels, tokenizer=None):

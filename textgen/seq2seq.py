@@ -134,7 +134,11 @@ class Seq2SeqLM(nn.Module):
 
     def save_pretrained(self, folder, *, dtype=None):
         """Writes a folder that transformers' AutoModelForSeq2SeqLM opens."""
-        save_folder(folder, files_of(self, dtype))
+        save_folder(folder, self.files(dtype=dtype))
+
+    def files(self, *, dtype=None):
+        """What save_pretrained writes, for fit's export."""
+        return files_of(self, dtype)
 
 
 def translated(model, texts, max_new_tokens, *, beams, length_penalty):

@@ -3,6 +3,7 @@
     w2v = Word2Vec.train([["the", "cat", "sat"], ...], Word2VecConfig(width=100))
     w2v.most_similar(positive=["king", "woman"], negative=["man"])          # [(word, cosine), ...]"""
 import itertools
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -128,6 +129,11 @@ class Word2Vec:
         if self.counts is not None:
             tensors["counts"] = self.counts
         save_folder(folder, {"config.json": {"kind": "word2vec", "training": asdict(self.cfg), "words": self.words}, "model.safetensors": tensors})
+
+
+def sentences_of(text):
+    """Text -> its sentences as lists of lower-case words; a sentence ends with . ! ? or its line."""
+    return [words for line in re.split(r"[.!?\n]+", text.lower()) if (words := re.findall(r"[a-zà-ÿ]+(?:'[a-z]+)?", line))]
 
 
 def count_words(sentences, min_count):

@@ -20,7 +20,7 @@ def arguments():
     parser.add_argument("--data", type=Path, help="folder of .txt files, one text file, or parquet; default: Python's standard library")
     parser.add_argument("--out", type=Path, default=Path("runs/tokenizer"), help="folder (default runs/tokenizer)")
     parser.add_argument("--vocab", type=int, default=4096, help="tokens (default 4096)")
-    parser.add_argument("--words", nargs="*", default=["understanding", "unprecedented"], help="words whose pieces are shown")
+    parser.add_argument("--words", default="understanding,unprecedented", help="words whose pieces are shown, with commas between")
     return parser.parse_args()
 
 
@@ -30,7 +30,7 @@ def main():
     unseen = "\n\n".join(held_out)
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {len(unseen):,} held out")
     tokenizer = train_bpe(texts, args.vocab)
-    said = "\n".join(table(compare(tokenizer, texts, unseen, args.words)))
+    said = "\n".join(table(compare(tokenizer, texts, unseen, args.words.split(","))))
     print(said)
     save_folder(args.out, tokenizer.files())
     (args.out / "report.txt").write_text(said + "\n", encoding="utf-8")

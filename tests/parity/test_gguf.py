@@ -14,8 +14,9 @@ from textgen import CausalLM
 from textgen.gguf_file import save_gguf
 from textgen.model import CausalLMConfig
 
-ATTENTION = {"llama": AttentionConfig(4, 2), "llama tied": AttentionConfig(4), "mistral": AttentionConfig(4, 2, 32), "qwen2": AttentionConfig(4, 2, bias=True),
-             "qwen3": AttentionConfig(4, 2, 32, qk_norm="rms"), "gpt2": AttentionConfig(4, bias=True, out_bias=True)}
+ATTENTION = {"llama": AttentionConfig(4, 2), "llama tied": AttentionConfig(4), "mistral": AttentionConfig(4, 2, 32),
+             "qwen2": AttentionConfig(4, 2, bias=True), "qwen3": AttentionConfig(4, 2, 32, qk_norm="rms"),
+             "gpt2": AttentionConfig(4, bias=True, out_bias=True)}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def model(name, tokenizer):
     family, gpt2 = name.split()[0], name == "gpt2"
     stack = TransformerConfig(64, 2, ATTENTION[name], MLPConfig(96, gated=not gpt2, bias=gpt2, activation="gelu_tanh" if gpt2 else "silu"),
                               NormConfig("layer" if gpt2 else "rms", eps=1e-5), rotary=None if gpt2 else RotaryConfig())
-    lm = CausalLM(CausalLMConfig(len(tokenizer), 64, stack, tied="tied" in name or gpt2, learned_positions=gpt2, family=family, bos=0, eos=(0,), pad=1),
-                  tokenizer).eval()
+    cfg = CausalLMConfig(len(tokenizer), 64, stack, tied="tied" in name or gpt2, learned_positions=gpt2, family=family, bos=0, eos=(0,), pad=1)
+    lm = CausalLM(cfg, tokenizer).eval()
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -1,0 +1,82 @@
+"""Pairs of texts to translate: read from a file, and put into batches of about one length."""
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from gencore.check import DataError
+from gencore.data import own_rows, right_padded
+from gencore.data_folder import text_folder
+
+
+def read_pairs(path, source, target, split=None):
+    """A parquet file with the columns `source` and `target` (and split), or a .tsv file of two columns -> [(source text, target text), ...]."""
+    path = Path(path)
+    if path.suffix == ".tsv":
+        lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        odd = [n for n, line in enumerate(lines, 1) if len(line) != 2]
+        if odd or not lines:
+            why = f"line {odd[0]} hasn't" if odd else "it is empty"
+            raise DataError(f"{path} should have two columns, source and target, in every line: {why}")
+        return [tuple(line) for line in lines]
+    rows = text_folder(path, split, text=source)
+    if target not in rows.columns:
+        raise DataError(f'{path} has no column "{target}", only {", ".join(rows.columns)}')
+    return list(zip(rows.column("text"), rows.column(target)))
+
+
+def pairs_to_learn(path, source, target):
+    """As read_pairs -> (pairs to learn from, pairs held out): by the splits train and validation, else every twentieth is held out."""
+    path = Path(path)
+    if path.suffix != ".tsv" and "split" in text_folder(path, text=source).columns:
+        return tuple(read_pairs(path, source, target, split) for split in ("train", "validation"))
+    return held_out(read_pairs(path, source, target))
+
+
+def held_out(pairs):
+    """Pairs -> (those to learn from, every twentieth)."""
+    return [pair for n, pair in enumerate(pairs) if n % 20], pairs[::20]
+
+
+class PairBatches:
+    """Batches of pairs of about one length, so that little is padding; each epoch in a new order, a function of (seed, epoch)."""
+
+    def __init__(self, pairs, tokenizer, batch, seed=0, *, pool=50):
+        self.ids = [tuple(tokenizer.encode(text, special=True) for text in pair) for pair in pairs]
+        if len(self.ids) < batch:
+            raise DataError(f"{len(self.ids)} pairs are fewer than one batch of {batch}: give more, or a smaller batch")
+        self.pad, self.rows, self.seed, self.pool = tokenizer.pad_id, batch, seed, pool
+        self._batches = functools.lru_cache(maxsize=2)(self._make_batches)
+
+    def __len__(self):
+        """Steps of an epoch."""
+        return len(self.ids) // self.rows
+
+    def _make_batches(self, epoch):
+        """(steps, rows) indices: pools of `pool` batches are sorted by length and cut, then the batches shuffled."""
+        draw = np.random.default_rng((self.seed, epoch))
+        order = draw.permutation(len(self.ids))[:len(self) * self.rows]
+        lengths = np.array([len(source) + len(target) for source, target in self.ids])
+        pools = [order[start:start + self.pool * self.rows] for start in range(0, len(order), self.pool * self.rows)]
+        batches = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, self.rows) for pool in pools])
+        return batches[draw.permutation(len(batches))]
+
+    def row_names(self, step, rank=0, world=1):
+        """Indices of the pairs of that batch."""
+        epoch, place = divmod(step, len(self))
+        return self._batches(epoch)[place][own_rows(self.rows, rank, world)].tolist()
+
+    def batch(self, step, rank=0, world=1):
+        """source (B,S), keep (B,S), target (B,T), padded to the right."""
+        return self.padded(self.row_names(step, rank, world))
+
+    def padded(self, indices):
+        sources, targets = zip(*(self.ids[i] for i in indices))
+        source, keep = right_padded(sources, self.pad)
+        return {"source": source, "keep": keep, "target": right_padded(targets, self.pad)[0]}
+
+    def in_order(self):
+        """Every pair once, the short ones first, in batches."""
+        order = sorted(range(len(self.ids)), key=lambda i: sum(map(len, self.ids[i])))
+        for start in range(0, len(order), self.rows):
+            yield self.padded(order[start:start + self.rows])
