@@ -10,7 +10,6 @@ from torch import nn
 from gencore.attention import head_sizes
 from gencore.check import CheckpointError, InputError, dims, nearest
 from gencore.checkpoint import read_json, resolve, save_folder, tensor_shapes, weights_digest
-from gencore.choose import Sampling
 from gencore.decode import CompiledStep, column_major, resting
 from gencore.embeddings import LearnedPositions
 from gencore.int8 import int8_linears
@@ -21,7 +20,8 @@ from gencore.recipe import Recipe, register
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, layout_of, read_state
-from textgen.text import SEEDS, Settings, as_list, joined, made_text, pieces
+from textgen.run import Trace
+from textgen.text import SEEDS, Settings, as_list, joined, logprobs_of, made_text, pieces, score, started
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,17 @@ class CausalLM(nn.Module):
 
     def generate(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
                  stop=(), window=None, seed=None):
-        """A prompt, or a list of them -> the prompt and what follows, as Text (a str with its recipe), or a list.
+        """A prompt, or a list of them -> the prompt and what follows, as Text (a str with its recipe and log-probabilities), or a list.
 
         temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at."""
         settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
         prompts = as_list(prompt)
-        seeds = seeds_of(seed, len(prompts))
+        seeds, trace = seeds_of(seed, len(prompts)), Trace()
+        lists, rows = started(self, prompts, settings)
         with resting(self):
-            texts = joined(prompts, pieces(self, prompts, sampling_of(settings), seeds=seeds, settings=settings))
-        made = [made_text(text, self._recipe(asked, s, settings)) for text, asked, s in zip(texts, prompts, seeds)]
+            texts = joined(prompts, pieces(self, lists, rows, seeds=seeds, settings=settings, trace=trace))
+        made = [made_text(text, self._recipe(asked, s, settings), logprobs_of(self.tokenizer, row.said, values))
+                for text, asked, s, row, values in zip(texts, prompts, seeds, rows, trace.by_row(len(rows)))]
         return made[0] if isinstance(prompt, str) else made
 
     def stream(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
@@ -108,17 +110,19 @@ class CausalLM(nn.Module):
         if not isinstance(prompt, str):
             raise InputError(f"stream takes one prompt as str, got {type(prompt).__name__}: use generate for a list")
         settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
-        parts = pieces(self, [prompt], sampling_of(settings), seeds=seeds_of(seed, 1), settings=settings)
-        return self._resting_stream(parts)
+        return self._resting_stream(pieces(self, *started(self, [prompt], settings), seeds=seeds_of(seed, 1), settings=settings))
 
     def _resting_stream(self, parts):
         with resting(self):
             for _, piece in parts:
                 yield piece
 
-    def _settings(self, *values):
+    def _check_tokenizer(self):
         if self.tokenizer is None:
             raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
+
+    def _settings(self, *values):
+        self._check_tokenizer()
         settings = Settings(*values, compile=self.compile, quantize=self.quantize)
         stop = (settings.stop,) if isinstance(settings.stop, str) else tuple(settings.stop or ())
         if not all(isinstance(text, str) and text for text in stop):
@@ -130,6 +134,16 @@ class CausalLM(nn.Module):
             return None
         values = {f.name: getattr(settings, f.name) for f in fields(settings)}
         return Recipe.made("text", self.name, self.digest, inputs={"prompt": prompt}, seed=seed, settings=values)
+
+    def logprobs(self, text):
+        """A text, or a list of them -> Logprobs (.tokens, .values, .total), or a list: how likely each token is after those before it.
+
+        The first follows the token that begins a text."""
+        self._check_tokenizer()
+        texts = as_list(text)
+        with resting(self):
+            scored = [logprobs_of(self.tokenizer, ids, values) for ids, values in score(self, texts)]
+        return scored[0] if isinstance(text, str) else scored
 
     def trainable(self):
         """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding."""
@@ -245,10 +259,6 @@ def seeds_of(seed, rows):
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS - rows:
         raise InputError(f"seed should be a whole number from 0 to 2**63, or None, got {seed!r}")
     return [seed + row for row in range(rows)]
-
-
-def sampling_of(settings):
-    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
 
 
 def again(recipe):
