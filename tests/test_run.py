@@ -1,14 +1,17 @@
-"""textgen/run.py: log-probabilities against transformers and the plain forward."""
+"""textgen/run.py: log-probabilities against transformers and the plain forward; beam search against transformers."""
 import math
 
 import pytest
 import torch
 
+import gencore
 from gencore.check import InputError
 from tests.test_causal_lm import TEXT, small
 from textgen import CausalLM
 from textgen.evaluate import bits_per_byte
 from textgen.model import CausalLMConfig
+from textgen.run import likeliest
+from textgen.text import Settings
 
 PROMPTS = ["It was", "the rain fell on the old town", "a"]
 
@@ -84,3 +87,42 @@ def test_what_can_not_be_scored_is_said(lm):
                         (lambda: mute.logprobs("It"), "no token that begins a text")):
         with pytest.raises(InputError, match=words):
             call()
+
+
+# ---- beam search ----
+
+@pytest.mark.parametrize("beams, penalty", [(2, 1.0), (4, 0.0), (5, 2.0)])
+def test_beams_find_the_texts_that_transformers_finds(beams, penalty, folder, lm, theirs):
+    """Prompts of unequal length, as one batch; ids and not only texts."""
+    inputs = padded(folder, PROMPTS)
+    made = theirs.generate(**inputs, max_new_tokens=20, num_beams=beams, do_sample=False, length_penalty=penalty, early_stopping=False)
+    wanted = [row[:row.index(0) + 1] if 0 in row else row for row in made[:, inputs.input_ids.shape[1]:].tolist()]
+    settings = Settings(max_new_tokens=20, beams=beams, length_penalty=penalty)
+    assert likeliest(lm, [lm.tokenizer.encode(prompt) for prompt in PROMPTS], settings) == wanted
+    texts = lm.generate(PROMPTS, max_new_tokens=20, beams=beams, length_penalty=penalty)
+    assert texts == [prompt + lm.tokenizer.decode(ids) for prompt, ids in zip(PROMPTS, wanted)]
+    assert texts == [lm.generate(prompt, max_new_tokens=20, beams=beams, length_penalty=penalty) for prompt in PROMPTS]
+
+
+def test_beams_find_likelier_texts_than_greedy_and_are_replayed(lm, tmp_path):
+    prompt = lm.tokenizer.encode("It was")
+    ids = likeliest(lm, [prompt], Settings(max_new_tokens=20, beams=6))[0]
+    with torch.no_grad():
+        logits = lm(torch.tensor([prompt + ids]))[0, len(prompt) - 1:-1]
+    greedy = lm.generate("It was", max_new_tokens=20, temperature=0).logprobs
+    assert logits.log_softmax(-1)[range(len(ids)), ids].mean() > greedy.total / len(greedy.ids) + 0.1
+    text = lm.generate("It was", max_new_tokens=20, beams=6)
+    text.save(tmp_path / "a.txt")
+    assert gencore.replay(tmp_path / "a.txt") == text and text.logprobs is None
+
+
+def test_a_beam_search_is_cut_at_a_stop_string(lm):
+    whole = lm.generate("It was", max_new_tokens=20, beams=3)
+    assert lm.generate("It was", max_new_tokens=20, beams=3, stop=whole[10:14]) == whole[:whole.index(whole[10:14], 6)]
+
+
+@pytest.mark.parametrize("options, words", [({"beams": 0}, "beams should be"), ({"beams": 2.0}, "beams should be"),
+                                            ({"beams": 2, "repetition_penalty": 1.2}, "leave out repetition_penalty, or beams")])
+def test_wrong_beams_are_named(lm, options, words):
+    with pytest.raises(InputError, match=words):
+        lm.generate("It", **options)

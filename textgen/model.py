@@ -90,11 +90,13 @@ class CausalLM(nn.Module):
     # ---- words ----
 
     def generate(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
-                 stop=(), window=None, seed=None):
+                 stop=(), window=None, seed=None, beams=1, length_penalty=1.0):
         """A prompt, or a list of them -> the prompt and what follows, as Text (a str with its recipe and log-probabilities), or a list.
 
-        temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at."""
-        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
+        temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at.
+        beams: above 1 nothing is drawn, a beam search finds a likely text, scored by its log-probability / tokens ** length_penalty."""
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window,
+                                  beams=beams, length_penalty=length_penalty)
         prompts = as_list(prompt)
         seeds, trace = seeds_of(seed, len(prompts)), Trace()
         lists, rows = started(self, prompts, settings)
@@ -121,9 +123,9 @@ class CausalLM(nn.Module):
         if self.tokenizer is None:
             raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
 
-    def _settings(self, *values):
+    def _settings(self, *values, beams=1, length_penalty=1.0):
         self._check_tokenizer()
-        settings = Settings(*values, compile=self.compile, quantize=self.quantize)
+        settings = Settings(*values, compile=self.compile, quantize=self.quantize, beams=beams, length_penalty=length_penalty)
         stop = (settings.stop,) if isinstance(settings.stop, str) else tuple(settings.stop or ())
         if not all(isinstance(text, str) and text for text in stop):
             raise InputError(f"stop should be a text or a list of texts, got {settings.stop!r}")

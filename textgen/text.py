@@ -27,7 +27,7 @@ class Logprobs:
 class Text(str):
     """What `generate` returns: the prompt and what follows it, how likely its tokens were, and the recipe that makes it again."""
     recipe: Recipe | None = None
-    logprobs: Logprobs | None = None                 # of the new tokens, the end included
+    logprobs: Logprobs | None = None                 # of the new tokens, the end included; beam search keeps none
 
     def save(self, path):
         """Writes the text, and its recipe beside it: gencore.replay(path) makes it again."""
@@ -43,8 +43,8 @@ def made_text(text, recipe, logprobs):
 
 
 def logprobs_of(tokenizer, ids, values):
-    """ids and at least as many log-probabilities -> Logprobs."""
-    return Logprobs(ids, [tokenizer.decode([token], keep_special=True) for token in ids], values[:len(ids)])
+    """ids and at least as many log-probabilities, or None -> Logprobs, or None."""
+    return None if values is None else Logprobs(ids, [tokenizer.decode([token], keep_special=True) for token in ids], values[:len(ids)])
 
 
 @dataclass
@@ -110,6 +110,14 @@ class Settings:
     window: int | None = None                        # tokens that are looked back at; None = the model's context
     compile: bool = False                            # compiled steps round differently
     quantize: str | None = None                      # so do int8 weights
+    beams: int = 1                                   # more: the likeliest text that a beam search finds
+    length_penalty: float = 1.0                      # of a beam search: above 0 longer texts are favoured
+
+    def __post_init__(self):
+        if isinstance(self.beams, bool) or not isinstance(self.beams, int) or self.beams < 1:
+            raise InputError(f"beams should be a whole number of at least 1, got {self.beams!r}")
+        if self.beams > 1 and self.repetition_penalty != 1.0:
+            raise InputError("a beam search looks for the likeliest text: leave out repetition_penalty, or beams")
 
     @property
     def sampling(self):
