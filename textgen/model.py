@@ -16,7 +16,7 @@ from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
 from gencore.loss import capped, chunked_cross_entropy
 from gencore.masks import causal
-from gencore.recipe import Recipe, register
+from gencore.recipe import Recipe, ReplayError, register
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, layout_of, read_state
@@ -90,28 +90,30 @@ class CausalLM(nn.Module):
     # ---- words ----
 
     def generate(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
-                 stop=(), window=None, seed=None, beams=1, length_penalty=1.0):
+                 stop=(), window=None, seed=None, constraint=None, draft=None, beams=1, length_penalty=1.0):
         """A prompt, or a list of them -> the prompt and what follows, as Text (a str with its recipe and log-probabilities), or a list.
 
         temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at.
+        constraint: a regular expression (str) or JSON schema (dict) that what follows matches, unless max_new_tokens cut it (needs llguidance).
+        draft: a small CausalLM of the same tokenizer that guesses ahead: the same greedy tokens, the same chances, sooner (.acceptance).
         beams: above 1 nothing is drawn, a beam search finds a likely text, scored by its log-probability / tokens ** length_penalty."""
-        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window,
-                                  beams=beams, length_penalty=length_penalty)
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window, constraint, draft, beams,
+                                  length_penalty)
         prompts = as_list(prompt)
         seeds, trace = seeds_of(seed, len(prompts)), Trace()
         lists, rows = started(self, prompts, settings)
         with resting(self):
             texts = joined(prompts, pieces(self, lists, rows, seeds=seeds, settings=settings, trace=trace))
-        made = [made_text(text, self._recipe(asked, s, settings), logprobs_of(self.tokenizer, row.said, values))
+        made = [made_text(text, self._recipe(asked, s, settings), logprobs_of(self.tokenizer, row.said, values), trace.tally)
                 for text, asked, s, row, values in zip(texts, prompts, seeds, rows, trace.by_row(len(rows)))]
         return made[0] if isinstance(prompt, str) else made
 
     def stream(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
-               stop=(), window=None, seed=None):
+               stop=(), window=None, seed=None, constraint=None, draft=None):
         """As `generate` for one prompt: yields what follows it, piece by piece."""
         if not isinstance(prompt, str):
             raise InputError(f"stream takes one prompt as str, got {type(prompt).__name__}: use generate for a list")
-        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window, constraint, draft)
         return self._resting_stream(pieces(self, *started(self, [prompt], settings), seeds=seeds_of(seed, 1), settings=settings))
 
     def _resting_stream(self, parts):
@@ -123,18 +125,21 @@ class CausalLM(nn.Module):
         if self.tokenizer is None:
             raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
 
-    def _settings(self, *values, beams=1, length_penalty=1.0):
+    def _settings(self, *values):
         self._check_tokenizer()
-        settings = Settings(*values, compile=self.compile, quantize=self.quantize, beams=beams, length_penalty=length_penalty)
+        settings = Settings(*values, compile=self.compile, quantize=self.quantize)
         stop = (settings.stop,) if isinstance(settings.stop, str) else tuple(settings.stop or ())
         if not all(isinstance(text, str) and text for text in stop):
             raise InputError(f"stop should be a text or a list of texts, got {settings.stop!r}")
         return replace(settings, stop=stop)
 
     def _recipe(self, prompt, seed, settings):
-        if self.digest is None:
+        draft = settings.draft
+        if self.digest is None or (draft is not None and draft.digest is None):
             return None
         values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        if draft is not None:
+            values["draft"] = {"model": draft.name, "digest": draft.digest, "quantize": draft.quantize}
         return Recipe.made("text", self.name, self.digest, inputs={"prompt": prompt}, seed=seed, settings=values)
 
     def logprobs(self, text):
@@ -267,6 +272,10 @@ def again(recipe):
     """The maker that gencore.replay calls."""
     settings = dict(recipe.settings)
     lm = CausalLM.from_pretrained(recipe.model, compile=settings.pop("compile", False), quantize=settings.pop("quantize", None))
+    if (asked := settings.get("draft")) is not None:
+        draft = settings["draft"] = CausalLM.from_pretrained(resolve(asked["model"], "textgen", hub=False), quantize=asked["quantize"])
+        if draft.digest != asked["digest"]:
+            raise ReplayError(f"the draft {asked['model']} has other weights than when the text was made")
     return lm.generate(recipe.inputs["prompt"], seed=recipe.seed, **settings)
 
 

@@ -7,7 +7,7 @@ from gencore.check import InputError
 from gencore.choose import Sampling
 from gencore.data import right_padded
 from gencore.recipe import Recipe, save_text
-from textgen.run import chosen_logprobs, run
+from textgen.run import check_draft, chosen_logprobs, run
 
 SEEDS = 2 ** 63
 
@@ -28,6 +28,7 @@ class Text(str):
     """What `generate` returns: the prompt and what follows it, how likely its tokens were, and the recipe that makes it again."""
     recipe: Recipe | None = None
     logprobs: Logprobs | None = None                 # of the new tokens, the end included; beam search keeps none
+    acceptance: float | None = None                  # share of a draft's guesses that stood
 
     def save(self, path):
         """Writes the text, and its recipe beside it: gencore.replay(path) makes it again."""
@@ -36,9 +37,10 @@ class Text(str):
         save_text(path, str(self), self.recipe)
 
 
-def made_text(text, recipe, logprobs):
+def made_text(text, recipe, logprobs, tally):
     made = Text(text)
     made.recipe, made.logprobs = recipe, logprobs
+    made.acceptance = tally.accepted / tally.proposed if tally.proposed else None
     return made
 
 
@@ -108,16 +110,20 @@ class Settings:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()                       # the text ends before the first of these
     window: int | None = None                        # tokens that are looked back at; None = the model's context
-    compile: bool = False                            # compiled steps round differently
-    quantize: str | None = None                      # so do int8 weights
+    constraint: str | dict | None = None             # a regular expression or a JSON schema that the new text matches
+    draft: object = None                             # a small CausalLM that guesses ahead
     beams: int = 1                                   # more: the likeliest text that a beam search finds
     length_penalty: float = 1.0                      # of a beam search: above 0 longer texts are favoured
+    compile: bool = False                            # compiled steps round differently
+    quantize: str | None = None                      # so do int8 weights
 
     def __post_init__(self):
         if isinstance(self.beams, bool) or not isinstance(self.beams, int) or self.beams < 1:
             raise InputError(f"beams should be a whole number of at least 1, got {self.beams!r}")
-        if self.beams > 1 and self.repetition_penalty != 1.0:
-            raise InputError("a beam search looks for the likeliest text: leave out repetition_penalty, or beams")
+        if self.beams > 1 and (self.repetition_penalty != 1.0 or self.constraint is not None):
+            raise InputError("a beam search looks for the likeliest text of all: leave out repetition_penalty and constraint, or beams")
+        if not isinstance(self.constraint, (str, dict, type(None))):
+            raise InputError(f"constraint should be a regular expression (str) or a JSON schema (dict), got {type(self.constraint).__name__}")
 
     @property
     def sampling(self):
@@ -163,6 +169,8 @@ def checked_prompts(lm, prompts, settings):
 def started(lm, prompts, settings):
     """Prompts -> (lists of their ids, a Row for each)."""
     lists = checked_prompts(lm, prompts, settings)
+    if settings.draft is not None:
+        check_draft(lm, lists, settings)
     return lists, [Row(lm.tokenizer, settings.stop, lm.cfg.eos, context=ids[-8:]) for ids in lists]
 
 
