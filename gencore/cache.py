@@ -60,6 +60,12 @@ class Cache:
     def advance(self, T):
         self.length += T
 
+    def crop(self, length):
+        """Forget what is beyond `length` positions."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"the cache holds {self.length} positions: it can't go back to {length}")
+        self.length = length
+
     def select(self, rows):
         """Keep (or repeat) these rows of the batch: beams, or a finished sequence dropped."""
         for layer in self.layers:
@@ -93,6 +99,9 @@ class RollingCache(Cache):
         return (torch.arange(self.length, self.length + T, device=device),
                 torch.arange(self.first, self.length + T, device=device))
 
+    def crop(self, length):
+        raise InputError("a rolling cache has let go of what came before: it can't go back")
+
 
 class FixedLayerCache(LayerCache):
     """Always returns its whole buffer: shapes never change, so that a compiled step is compiled once."""
@@ -122,3 +131,6 @@ class FixedCache(Cache):
 
     def advance(self, T):
         self.length += T
+
+    def crop(self, length):
+        self.length.fill_(length)

@@ -4,6 +4,7 @@ Holtzman et al. 2020 (top-p), Keskar et al. 2019 (repetition penalty), Ho & Sali
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from gencore.check import InputError, dims, in_range
 
@@ -26,19 +27,39 @@ class Sampling:
             if getattr(self, name) is not None:
                 in_range(name, getattr(self, name), 0, 1)
 
+    @property
+    def greedy(self):
+        """Whether the likeliest token is chosen always."""
+        return self.temperature < 1e-5 or self.top_k == 1                                 # logits / 1e-40 would be no numbers
+
 
 def choose(logits, sampling, generators=None, *, seen=None):
     """logits (B,V) -> ids (B,). generators: a CPU generator, or one for each row (a row then draws what it would draw alone).
 
     seen: (B,T) ids already there, for the repetition penalty; negative ids are no tokens."""
-    B, _ = dims("logits", logits, "B V")
+    dims("logits", logits, "B V")
     if seen is not None and sampling.repetition_penalty != 1.0:
         logits = penalise(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature < 1e-5 or sampling.top_k == 1:                                # logits / 1e-40 would be no numbers
+    if sampling.greedy:
         return logits.argmax(-1)
     if generators is None:
         raise InputError("choosing at random needs a generator: give one, or temperature=0")
-    probabilities = narrowed(logits, sampling)                                            # (B, V)
+    return draw(narrowed(logits, sampling), generators)
+
+
+def chances(logits, sampling, *, seen=None):
+    """logits (B,V) -> probabilities (B,V) with which `choose` chooses; greedy, all on one token."""
+    if seen is not None and sampling.repetition_penalty != 1.0:
+        logits = penalise(logits, seen, sampling.repetition_penalty)
+    if sampling.greedy:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    probabilities = narrowed(logits, sampling)
+    return probabilities / probabilities.sum(-1, keepdim=True)
+
+
+def draw(probabilities, generators):
+    """Probabilities (B,V), of any sum -> ids (B,). generators: as for `choose`."""
+    B = len(probabilities)
     mass = probabilities.cumsum(-1)                                                       # (B, V)
     draws = torch.cat([torch.rand(1, generator=g) for g in generators]) if isinstance(generators, (list, tuple)) \
         else torch.rand(B, generator=generators)

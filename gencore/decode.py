@@ -87,13 +87,19 @@ class Stepper:
     that a rolling cache keeps."""
 
     def __init__(self, forward, cache, *, keep=None, within=None):
-        self.forward, self.cache = forward, cache
-        self.mask = window(within) if within else None
-        self.pads = None
-        if keep is not None and not bool(keep.all()):
-            self.pads = (~keep).sum(1, keepdim=True)                              # (B, 1)
+        self.forward, self.cache, self.within, self.done = forward, cache, within, 0
+        self._mask(None if keep is None or bool(keep.all()) else keep)
+
+    def _mask(self, keep):
+        self.keep, self.mask = keep, window(self.within) if self.within else None
+        self.pads = None if keep is None else (~keep).sum(1, keepdim=True)        # (B, 1)
+        if keep is not None:
             self.mask = padding(keep) if self.mask is None else self.mask & padding(keep)
-        self.done = 0
+
+    def select(self, rows):
+        """Goes on with these rows of the batch, of which some may be the same: beams."""
+        self.cache.select(rows)
+        self._mask(None if self.keep is None else self.keep[rows])
 
     def prefill(self, ids, *, chunk=None):
         """ids (B,T) -> logits (B,V) after the last; in chunks where the cache rolls."""

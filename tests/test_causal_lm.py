@@ -100,7 +100,7 @@ def test_texts_may_outgrow_the_context(lm):
 
 @pytest.mark.parametrize("options, words", [
     ({"prompt": "rain " * 200}, r"the prompt has \d+ tokens, the model reads 48: shorten it or use window=48"),
-    ({"prompt": 3}, "expected a prompt as str"), ({"prompt": []}, "expected a prompt"), ({"prompt": ["a", None]}, "expected a prompt"),
+    ({"prompt": 3}, "expected a text as str"), ({"prompt": []}, "expected a text"), ({"prompt": ["a", None]}, "expected a text"),
     ({"max_new_tokens": -1}, "max_new_tokens"), ({"temperature": -2}, "temperature should be between 0"), ({"window": 99}, "window should be"),
     ({"top_p": 2}, "top_p"), ({"seed": -1}, "seed should be"), ({"seed": "x"}, "seed should be"), ({"stop": [""]}, "stop should be")])
 def test_wrong_input_is_named(lm, options, words):

@@ -10,18 +10,18 @@ from torch import nn
 from gencore.attention import head_sizes
 from gencore.check import CheckpointError, InputError, dims, nearest
 from gencore.checkpoint import read_json, resolve, save_folder, tensor_shapes, weights_digest
-from gencore.choose import Sampling
 from gencore.decode import CompiledStep, column_major, resting
 from gencore.embeddings import LearnedPositions
 from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
 from gencore.loss import capped, chunked_cross_entropy
 from gencore.masks import causal
-from gencore.recipe import Recipe, register
+from gencore.recipe import Recipe, ReplayError, register
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, layout_of, read_state
-from textgen.text import SEEDS, Settings, as_list, joined, made_text, pieces
+from textgen.run import Trace
+from textgen.text import SEEDS, Settings, as_list, joined, logprobs_of, made_text, pieces, score, started
 
 
 @dataclass(frozen=True)
@@ -90,35 +90,43 @@ class CausalLM(nn.Module):
     # ---- words ----
 
     def generate(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
-                 stop=(), window=None, seed=None):
-        """A prompt, or a list of them -> the prompt and what follows, as Text (a str with its recipe), or a list.
+                 stop=(), window=None, seed=None, constraint=None, draft=None, beams=1, length_penalty=1.0):
+        """A prompt, or a list of them -> the prompt and what follows, as Text (a str with its recipe and log-probabilities), or a list.
 
-        temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at."""
-        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
+        temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at.
+        constraint: a regular expression (str) or JSON schema (dict) that what follows matches, unless max_new_tokens cut it (needs llguidance).
+        draft: a small CausalLM of the same tokenizer that guesses ahead: the same greedy tokens, the same chances, sooner (.acceptance).
+        beams: above 1 nothing is drawn, a beam search finds a likely text, scored by its log-probability / tokens ** length_penalty."""
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window, constraint, draft, beams,
+                                  length_penalty)
         prompts = as_list(prompt)
-        seeds = seeds_of(seed, len(prompts))
+        seeds, trace = seeds_of(seed, len(prompts)), Trace()
+        lists, rows = started(self, prompts, settings)
         with resting(self):
-            texts = joined(prompts, pieces(self, prompts, sampling_of(settings), seeds=seeds, settings=settings))
-        made = [made_text(text, self._recipe(asked, s, settings)) for text, asked, s in zip(texts, prompts, seeds)]
+            texts = joined(prompts, pieces(self, lists, rows, seeds=seeds, settings=settings, trace=trace))
+        made = [made_text(text, self._recipe(asked, s, settings), logprobs_of(self.tokenizer, row.said, values), trace.tally)
+                for text, asked, s, row, values in zip(texts, prompts, seeds, rows, trace.by_row(len(rows)))]
         return made[0] if isinstance(prompt, str) else made
 
     def stream(self, prompt="", *, max_new_tokens=100, temperature=0.8, top_k=None, top_p=0.95, min_p=None, repetition_penalty=1.0,
-               stop=(), window=None, seed=None):
+               stop=(), window=None, seed=None, constraint=None, draft=None):
         """As `generate` for one prompt: yields what follows it, piece by piece."""
         if not isinstance(prompt, str):
             raise InputError(f"stream takes one prompt as str, got {type(prompt).__name__}: use generate for a list")
-        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window)
-        parts = pieces(self, [prompt], sampling_of(settings), seeds=seeds_of(seed, 1), settings=settings)
-        return self._resting_stream(parts)
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window, constraint, draft)
+        return self._resting_stream(pieces(self, *started(self, [prompt], settings), seeds=seeds_of(seed, 1), settings=settings))
 
     def _resting_stream(self, parts):
         with resting(self):
             for _, piece in parts:
                 yield piece
 
-    def _settings(self, *values):
+    def _check_tokenizer(self):
         if self.tokenizer is None:
             raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
+
+    def _settings(self, *values):
+        self._check_tokenizer()
         settings = Settings(*values, compile=self.compile, quantize=self.quantize)
         stop = (settings.stop,) if isinstance(settings.stop, str) else tuple(settings.stop or ())
         if not all(isinstance(text, str) and text for text in stop):
@@ -126,10 +134,23 @@ class CausalLM(nn.Module):
         return replace(settings, stop=stop)
 
     def _recipe(self, prompt, seed, settings):
-        if self.digest is None:
+        draft = settings.draft
+        if self.digest is None or (draft is not None and draft.digest is None):
             return None
         values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        if draft is not None:
+            values["draft"] = {"model": draft.name, "digest": draft.digest, "quantize": draft.quantize}
         return Recipe.made("text", self.name, self.digest, inputs={"prompt": prompt}, seed=seed, settings=values)
+
+    def logprobs(self, text):
+        """A text, or a list of them -> Logprobs (.tokens, .values, .total), or a list: how likely each token is after those before it.
+
+        The first follows the token that begins a text."""
+        self._check_tokenizer()
+        texts = as_list(text)
+        with resting(self):
+            scored = [logprobs_of(self.tokenizer, ids, values) for ids, values in score(self, texts)]
+        return scored[0] if isinstance(text, str) else scored
 
     def trainable(self):
         """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding."""
@@ -247,14 +268,14 @@ def seeds_of(seed, rows):
     return [seed + row for row in range(rows)]
 
 
-def sampling_of(settings):
-    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
-
-
 def again(recipe):
     """The maker that gencore.replay calls."""
     settings = dict(recipe.settings)
     lm = CausalLM.from_pretrained(recipe.model, compile=settings.pop("compile", False), quantize=settings.pop("quantize", None))
+    if (asked := settings.get("draft")) is not None:
+        draft = settings["draft"] = CausalLM.from_pretrained(resolve(asked["model"], "textgen", hub=False), quantize=asked["quantize"])
+        if draft.digest != asked["digest"]:
+            raise ReplayError(f"the draft {asked['model']} has other weights than when the text was made")
     return lm.generate(recipe.inputs["prompt"], seed=recipe.seed, **settings)
 
 

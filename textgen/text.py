@@ -1,18 +1,34 @@
-"""Generated words: Text (a str that knows how it was made), streaming without broken characters, stop strings, and the run of a batch."""
+"""Generated words: Text (a str that knows how it was made), streaming without broken characters, and stop strings."""
 from dataclasses import dataclass, field
 
 import torch
 
 from gencore.check import InputError
-from gencore.decode import Stepper, decode, left_padded, make_cache, picker
+from gencore.choose import Sampling
+from gencore.data import right_padded
 from gencore.recipe import Recipe, save_text
+from textgen.run import check_draft, chosen_logprobs, run
 
 SEEDS = 2 ** 63
 
 
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural log-probabilities of tokens, as the model has them: before temperature and all else that narrows a choice."""
+    ids: list[int]
+    tokens: list[str]                                # each decoded by itself: a part of a character is U+FFFD
+    values: list[float]
+
+    @property
+    def total(self):
+        return sum(self.values)
+
+
 class Text(str):
-    """What `generate` returns: the prompt and what follows it, and the recipe that makes it again."""
+    """What `generate` returns: the prompt and what follows it, how likely its tokens were, and the recipe that makes it again."""
     recipe: Recipe | None = None
+    logprobs: Logprobs | None = None                 # of the new tokens, the end included; beam search keeps none
+    acceptance: float | None = None                  # share of a draft's guesses that stood
 
     def save(self, path):
         """Writes the text, and its recipe beside it: gencore.replay(path) makes it again."""
@@ -21,10 +37,16 @@ class Text(str):
         save_text(path, str(self), self.recipe)
 
 
-def made_text(text, recipe):
+def made_text(text, recipe, logprobs, tally):
     made = Text(text)
-    made.recipe = recipe
+    made.recipe, made.logprobs = recipe, logprobs
+    made.acceptance = tally.accepted / tally.proposed if tally.proposed else None
     return made
+
+
+def logprobs_of(tokenizer, ids, values):
+    """ids and at least as many log-probabilities, or None -> Logprobs, or None."""
+    return None if values is None else Logprobs(ids, [tokenizer.decode([token], keep_special=True) for token in ids], values[:len(ids)])
 
 
 @dataclass
@@ -34,6 +56,7 @@ class Row:
     stops: tuple[str, ...]
     eos: tuple[int, ...]
     context: list = field(default_factory=list)      # ids already said: joined pieces decode as the whole does
+    said: list = field(default_factory=list)         # new ids, the end included
     pending: list = field(default_factory=list)      # ids whose text is not complete
     held: str = ""                                   # text that may be the beginning of a stop string
     over: bool = False
@@ -42,6 +65,7 @@ class Row:
         """One id -> the text that is now certain."""
         if self.over:
             return ""
+        self.said.append(token)
         if token in self.eos:
             return self.end()
         self.pending.append(token)
@@ -86,16 +110,40 @@ class Settings:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()                       # the text ends before the first of these
     window: int | None = None                        # tokens that are looked back at; None = the model's context
+    constraint: str | dict | None = None             # a regular expression or a JSON schema that the new text matches
+    draft: object = None                             # a small CausalLM that guesses ahead
+    beams: int = 1                                   # more: the likeliest text that a beam search finds
+    length_penalty: float = 1.0                      # of a beam search: above 0 longer texts are favoured
     compile: bool = False                            # compiled steps round differently
     quantize: str | None = None                      # so do int8 weights
 
+    def __post_init__(self):
+        if isinstance(self.beams, bool) or not isinstance(self.beams, int) or self.beams < 1:
+            raise InputError(f"beams should be a whole number of at least 1, got {self.beams!r}")
+        if self.beams > 1 and (self.repetition_penalty != 1.0 or self.constraint is not None):
+            raise InputError("a beam search looks for the likeliest text of all: leave out repetition_penalty and constraint, or beams")
+        if not isinstance(self.constraint, (str, dict, type(None))):
+            raise InputError(f"constraint should be a regular expression (str) or a JSON schema (dict), got {type(self.constraint).__name__}")
+
+    @property
+    def sampling(self):
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+
 
 def as_list(prompt):
-    """A prompt or several -> a list of them, or InputError."""
+    """A text or several -> a list of them, or InputError."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list, tuple)) else []
     if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise InputError(f"expected a prompt as str, or a list of them, got {prompt!r:.80}")
+        raise InputError(f"expected a text as str, or a list of them, got {prompt!r:.80}")
     return prompts
+
+
+def beginning(cfg, why):
+    """The id that begins a text, or InputError."""
+    found = next((i for i in (cfg.bos, *cfg.eos, cfg.pad) if i is not None), None)
+    if found is None:
+        raise InputError(f"{why} and the model has no token that begins a text: give some text")
+    return found
 
 
 def checked_prompts(lm, prompts, settings):
@@ -107,12 +155,7 @@ def checked_prompts(lm, prompts, settings):
     lists = []
     for prompt in prompts:
         ids = lm.tokenizer.encode(prompt, special=True)
-        if not ids:
-            start = next((i for i in (lm.cfg.bos, *lm.cfg.eos, lm.cfg.pad) if i is not None), None)
-            if start is None:
-                raise InputError("the prompt is empty and the model has no token that begins a text: give some text")
-            ids = [start]
-        lists.append(ids)
+        lists.append(ids or [beginning(lm.cfg, "the prompt is empty")])
     longest = max(map(len, lists))
     if longest > lm.cfg.context and (settings.window is None or lm.cfg.learned_positions):
         advice = "shorten it" if lm.cfg.learned_positions else f"shorten it or use window={lm.cfg.context}"
@@ -123,31 +166,17 @@ def checked_prompts(lm, prompts, settings):
     return lists
 
 
-@torch.inference_mode()
-def run(lm, lists, sampling, *, seeds, settings):
-    """Lists of prompt ids -> yields, a step each, the list of new ids (one a row)."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    limit = settings.max_new_tokens
-    ids, keep = left_padded(lists, lm.cfg.pad if lm.cfg.pad is not None else 0, extra=limit)
-    weight = lm.embedding.weight
-    stepper, chunk = lm.fast_stepper(ids.shape[1] + limit) if settings.compile and len(lists) == 1 and settings.window is None else None, None
-    if stepper is None:
-        context = min(settings.window or lm.cfg.context, lm.cfg.context)
-        cache, within = make_cache(lm.cfg.transformer, len(lists), ids.shape[1] + limit, context=context, like=weight)
-        stepper = Stepper(lm.last_logits, cache, keep=keep.to(weight.device), within=within)
-        chunk = within
-    seen = ids.masked_fill(~keep[:, :ids.shape[1]], -1)
-    pick = picker(sampling, generators, seen=seen.to(weight.device))
-    first = stepper.prefill(ids.to(weight.device), chunk=chunk)
-    for tokens in decode(first, stepper.step, pick, limit=limit):
-        yield tokens.tolist()
-
-
-def pieces(lm, prompts, sampling, *, seeds, settings):
-    """Prompts -> yields (row, piece of its text) as they become certain; ends when every row has ended."""
+def started(lm, prompts, settings):
+    """Prompts -> (lists of their ids, a Row for each)."""
     lists = checked_prompts(lm, prompts, settings)
-    rows = [Row(lm.tokenizer, settings.stop, lm.cfg.eos, context=ids[-8:]) for ids in lists]
-    for tokens in run(lm, lists, sampling, seeds=seeds, settings=settings) if settings.max_new_tokens else ():
+    if settings.draft is not None:
+        check_draft(lm, lists, settings)
+    return lists, [Row(lm.tokenizer, settings.stop, lm.cfg.eos, context=ids[-8:]) for ids in lists]
+
+
+def pieces(lm, lists, rows, *, seeds, settings, trace=None):
+    """What `started` gave -> yields (row, piece of its text) as they become certain; ends when every row has ended."""
+    for tokens in run(lm, lists, settings.sampling, seeds=seeds, settings=settings, trace=trace) if settings.max_new_tokens else ():
         for number, (row, token) in enumerate(zip(rows, tokens)):
             if (piece := row.add(token)):
                 yield number, piece
@@ -156,6 +185,21 @@ def pieces(lm, prompts, sampling, *, seeds, settings):
     for number, row in enumerate(rows):
         if (piece := row.end()):
             yield number, piece
+
+
+@torch.inference_mode()
+def score(lm, texts, *, batch=8):
+    """Texts -> yields (ids, log-probability of each), in batches."""
+    begin = beginning(lm.cfg, "the first token follows nothing")
+    lists = [lm.tokenizer.encode(text) for text in texts]
+    longest = max(map(len, lists))
+    if longest > lm.cfg.context:
+        raise InputError(f"the text has {longest} tokens, the model reads {lm.cfg.context}: score it in parts")
+    for start in range(0, len(lists), batch):
+        part = lists[start:start + batch]
+        ids, _ = right_padded([[begin, *row] for row in part], begin)                     # causal: filling changes nothing before it
+        ids = ids.to(lm.embedding.weight.device)
+        yield from zip(part, chosen_logprobs(lm(ids[:, :-1]), ids[:, 1:]).tolist() if ids.shape[1] > 1 else part)
 
 
 def joined(prompts, parts):

@@ -2,8 +2,8 @@
 import torch
 
 from textgen import CausalLM
-from textgen.model import sampling_of
-from textgen.text import Settings, run
+from textgen.run import run
+from textgen.text import Settings
 
 
 def random_model(model_class, config):
@@ -41,4 +41,4 @@ def check_greedy_tokens(theirs, folder):
     ids = torch.randint(2, theirs.config.vocab_size, (1, 7))
     wanted = theirs.generate(ids, max_new_tokens=30, do_sample=False)[0, 7:].tolist()
     settings = Settings(max_new_tokens=30, temperature=0)
-    assert [tokens[0] for tokens in run(ours, ids.tolist(), sampling_of(settings), seeds=[0], settings=settings)] == wanted
+    assert [tokens[0] for tokens in run(ours, ids.tolist(), settings.sampling, seeds=[0], settings=settings)] == wanted

@@ -1,0 +1,128 @@
+"""textgen/run.py: log-probabilities against transformers and the plain forward; beam search against transformers."""
+import math
+
+import pytest
+import torch
+
+import gencore
+from gencore.check import InputError
+from tests.test_causal_lm import TEXT, small
+from textgen import CausalLM
+from textgen.evaluate import bits_per_byte
+from textgen.model import CausalLMConfig
+from textgen.run import likeliest
+from textgen.text import Settings
+
+PROMPTS = ["It was", "the rain fell on the old town", "a"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "model"
+    small().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lm(folder):
+    return CausalLM.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    from transformers import AutoModelForCausalLM
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def padded(folder, prompts):
+    """Prompts as transformers wants them."""
+    from transformers import AutoTokenizer
+    return AutoTokenizer.from_pretrained(folder, padding_side="left")(prompts, return_tensors="pt", padding=True)
+
+
+# ---- log-probabilities ----
+
+def test_a_text_is_as_likely_as_the_forward_says_and_bits_per_byte_agree(lm):
+    text = TEXT[:60]
+    scored, ids = lm.logprobs(text), lm.tokenizer.encode(text)
+    with torch.no_grad():
+        wanted = lm(torch.tensor([[0, *ids]])).log_softmax(-1)[0, range(len(ids)), ids]
+    assert scored.ids == ids and "".join(scored.tokens).replace("\ufffd", "") in text
+    assert scored.values == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert scored.total == pytest.approx(-bits_per_byte(lm, [text]) * len(text.encode()) * math.log(2), rel=1e-5)
+
+
+def test_a_list_of_texts_is_scored_as_each_alone(lm):
+    texts = [TEXT[start:start + 3 * start] for start in range(11)]                        # the first is empty
+    for text, scored in zip(texts, lm.logprobs(texts)):
+        alone = lm.logprobs(text)
+        assert scored.ids == alone.ids and scored.values == pytest.approx(alone.values, abs=1e-5)
+    assert lm.logprobs("").total == 0
+
+
+def test_generated_tokens_are_as_likely_as_transformers_says(lm, theirs, folder):
+    inputs = padded(folder, PROMPTS)
+    made = theirs.generate(**inputs, max_new_tokens=12, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    wanted = theirs.compute_transition_scores(made.sequences, made.logits, normalize_logits=True)
+    for text, ids, values in zip(lm.generate(PROMPTS, max_new_tokens=12, temperature=0), made.sequences[:, inputs.input_ids.shape[1]:], wanted):
+        n = len(text.logprobs.ids)
+        assert text.logprobs.ids == ids[:n].tolist() and n == (12 if 0 not in ids else ids.tolist().index(0) + 1)
+        assert text.logprobs.values == pytest.approx(values[:n].tolist(), abs=1e-5)
+
+
+def test_temperature_and_narrowing_do_not_change_the_log_probabilities(lm):
+    text = lm.generate("It was", max_new_tokens=20, temperature=2.0, top_k=50, repetition_penalty=1.3, seed=4)
+    prompt, said = lm.tokenizer.encode("It was"), text.logprobs.ids
+    with torch.no_grad():
+        logits = lm(torch.tensor([prompt + said]))[0, len(prompt) - 1:-1]
+    assert len(said) > 5
+    assert text.logprobs.values == pytest.approx(logits.log_softmax(-1)[range(len(said)), said].tolist(), abs=1e-5)
+
+
+def test_what_can_not_be_scored_is_said(lm):
+    mute = CausalLM(CausalLMConfig(transformer=lm.cfg.transformer), lm.tokenizer)
+    for call, words in ((lambda: lm.logprobs("rain " * 200), "tokens, the model reads 48: score it in parts"),
+                        (lambda: lm.logprobs(3), "expected a text as str"),
+                        (lambda: CausalLM(lm.cfg).logprobs("It"), "this model has no tokenizer"),
+                        (lambda: mute.logprobs("It"), "no token that begins a text")):
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+# ---- beam search ----
+
+@pytest.mark.parametrize("beams, penalty", [(2, 1.0), (4, 0.0), (5, 2.0)])
+def test_beams_find_the_texts_that_transformers_finds(beams, penalty, folder, lm, theirs):
+    """Prompts of unequal length, as one batch; ids and not only texts."""
+    inputs = padded(folder, PROMPTS)
+    made = theirs.generate(**inputs, max_new_tokens=20, num_beams=beams, do_sample=False, length_penalty=penalty, early_stopping=False)
+    wanted = [row[:row.index(0) + 1] if 0 in row else row for row in made[:, inputs.input_ids.shape[1]:].tolist()]
+    settings = Settings(max_new_tokens=20, beams=beams, length_penalty=penalty)
+    assert likeliest(lm, [lm.tokenizer.encode(prompt) for prompt in PROMPTS], settings) == wanted
+    texts = lm.generate(PROMPTS, max_new_tokens=20, beams=beams, length_penalty=penalty)
+    assert texts == [prompt + lm.tokenizer.decode(ids) for prompt, ids in zip(PROMPTS, wanted)]
+    assert texts == [lm.generate(prompt, max_new_tokens=20, beams=beams, length_penalty=penalty) for prompt in PROMPTS]
+
+
+def test_beams_find_likelier_texts_than_greedy_and_are_replayed(lm, tmp_path):
+    prompt = lm.tokenizer.encode("It was")
+    ids = likeliest(lm, [prompt], Settings(max_new_tokens=20, beams=6))[0]
+    with torch.no_grad():
+        logits = lm(torch.tensor([prompt + ids]))[0, len(prompt) - 1:-1]
+    greedy = lm.generate("It was", max_new_tokens=20, temperature=0).logprobs
+    assert logits.log_softmax(-1)[range(len(ids)), ids].mean() > greedy.total / len(greedy.ids) + 0.1
+    text = lm.generate("It was", max_new_tokens=20, beams=6)
+    text.save(tmp_path / "a.txt")
+    assert gencore.replay(tmp_path / "a.txt") == text and text.logprobs is None
+
+
+def test_a_beam_search_is_cut_at_a_stop_string(lm):
+    whole = lm.generate("It was", max_new_tokens=20, beams=3)
+    assert lm.generate("It was", max_new_tokens=20, beams=3, stop=whole[10:14]) == whole[:whole.index(whole[10:14], 6)]
+
+
+@pytest.mark.parametrize("options, words", [({"beams": 0}, "beams should be"), ({"beams": 2.0}, "beams should be"),
+                                            ({"beams": 2, "repetition_penalty": 1.2}, "leave out repetition_penalty, or beams")])
+def test_wrong_beams_are_named(lm, options, words):
+    with pytest.raises(InputError, match=words):
+        lm.generate("It", **options)
