@@ -1,14 +1,15 @@
 """Attention by tiles: of windows and sparse patterns only what can be seen is computed, so time and memory grow with the visible pairs.
 
-Queries and keys are cut into tiles of 64 slots. For each tile of queries, the tiles of keys are listed in which it can see anything; those that
+Queries and keys are cut into tiles of slots. For each tile of queries, the tiles of keys are listed in which it can see anything; those that
 list about equally many are gathered into one batch of small dense attentions, whose masks are the rules within the tiles."""
 from typing import NamedTuple
 
 import torch
 
-TILE = 64                  # slots; fastest of 32, 64, 128, 256 for windows and strides alike
-SHORTEST = 256             # queries; below, a dense mask costs nothing that matters
-WORTH = 0.6                # share of all pairs up to which gathering pays
+TILE = 128                 # slots: fastest of 32, 64 and 128 for windows of 64 to 1024 on a CPU
+FINE = 32                  # ... where a stride is set: a tile computes all of a diagonal's surroundings
+SHORTEST = 512             # queries; below, a dense mask is as fast
+WORTH = 0.5                # share of all pairs up to which gathering pays
 
 
 class Part(NamedTuple):
@@ -46,8 +47,7 @@ def tiles_of(mask, query, key, *, rows=1):
     if len(query) < SHORTEST or not mask.tileable:
         return None
     mask.check(len(key))
-    layout = None if mask.sparse is None else mask.sparse.layout
-    size = TILE if layout is None else min(TILE, mask.sparse.size)
+    size = _size(mask.sparse)
     touched = mask.touches(_spans(query, size)[:, :, None], _spans(key, size)[:, None])         # (tiles of queries, tiles of keys)
     counts = touched.sum(1).clamp(min=1)
     doublings = counts.double().log2().ceil()                             # within a group, widths differ less than twofold
@@ -57,6 +57,13 @@ def tiles_of(mask, query, key, *, rows=1):
     parts = [_part(mask, (query, key), group, touched[group], rows=rows, size=size) for group in groups]
     order = _inside(torch.cat(groups)[:, None], size).flatten()           # which query is where
     return Tiles(parts, order.argsort()[:len(query)], rows)               # those that fill up the last tile sort last
+
+
+def _size(sparse):
+    """Slots of a tile for a Sparse, or for None."""
+    if sparse is not None and sparse.layout is not None:
+        return min(TILE, sparse.size)
+    return TILE if sparse is None or sparse.stride is None else min(TILE, FINE)
 
 
 def _spans(slots, size):

@@ -16,7 +16,7 @@ import gencore
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}          # from a checkout that is not installed as well
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 
 
 def run(script: Path, *arguments: str, timeout: int = 300) -> str:

@@ -8,6 +8,7 @@ from gencore import tiles
 from gencore.attention import AttentionConfig, attend
 from gencore.cache import RollingCache
 from gencore.check import InputError
+from gencore.layers import MLPConfig
 from gencore.masks import block_sparse, blocks, causal, documents, padding, prefix, sparse, window
 from gencore.positions import RotaryConfig
 from gencore.tiles import Tiles, tiles_of
@@ -80,14 +81,14 @@ def test_a_tile_is_left_out_exactly_when_nothing_in_it_is_visible(mask):
     assert torch.equal(touched, dense)
 
 
-@pytest.mark.parametrize("mask", [causal(), padding(torch.ones(B, 2048)), causal() & window(1500), window(64) & prefix(torch.tensor([3, 4])),
+@pytest.mark.parametrize("mask", [causal(), padding(torch.ones(B, 2048)), causal() & window(1900), window(64) & prefix(torch.tensor([3, 4])),
                                   window(64) & blocks(torch.ones(2048, 2048, dtype=torch.bool)), sparse(stride=2)])
 def test_a_mask_that_hides_little_or_by_no_rule_of_slots_stays_dense(mask):
     assert tiles_of(mask, torch.arange(2048), torch.arange(2048)) is None
 
 
 def test_short_sequences_and_single_steps_stay_dense():
-    assert tiles_of(causal() & window(8), torch.arange(100), torch.arange(100)) is None
+    assert tiles_of(causal() & window(8), torch.arange(500), torch.arange(500)) is None
     assert tiles_of(causal() & window(8), torch.tensor([5000]), torch.arange(5001)) is None
 
 
@@ -97,13 +98,12 @@ def test_a_layout_that_is_too_small_is_refused():
 
 
 def test_computed_pairs_grow_with_the_visible_ones():
-    """Windows and global slots: a constant for each query. Strided with stride sqrt(T): T ** 1.5 (Child et al. 2019)."""
-    for mask in (causal() & window(256), window(200), causal() & sparse(width=256, first=4), sparse(width=200, first=8)):
-        pairs = [tiles_of(mask, torch.arange(T), torch.arange(T)).pairs for T in (4096, 8192, 16384)]
-        assert pairs[2] / pairs[1] < 2.2 and pairs[1] / pairs[0] < 2.2 and pairs[2] < 16384 * 900
-    strided = [tiles_of(causal() & sparse(width=side, stride=side), torch.arange(side ** 2), torch.arange(side ** 2)) for side in (64, 128)]
-    assert strided[0] is None or strided[1].pairs < 5 * strided[0].pairs
-    assert strided[1].pairs < 0.6 * 128 ** 4
+    """Windows and global slots: a constant for each query. Strided with a stride of sqrt(T): T ** 1.5 (Child et al. 2019)."""
+    for mask in (causal() & window(256), causal() & sparse(width=256, first=4), sparse(width=200, first=8)):
+        short, long = (tiles_of(mask, torch.arange(T), torch.arange(T)).pairs for T in (3072, 6144))
+        assert long < 2.2 * short and long < 6144 * 900
+    short, long = (tiles_of(causal() & sparse(width=side, stride=side), torch.arange(side ** 2), torch.arange(side ** 2)).pairs for side in (64, 96))
+    assert long < 1.15 * 1.5 ** 3 * short                              # T grows 1.5 ** 2 times
 
 
 class Largest(TorchDispatchMode):
@@ -129,29 +129,30 @@ def largest(function, *inputs, **named):
 
 def stack(**settings):
     torch.manual_seed(0)
-    return Transformer(TransformerConfig(width=16, layers=2, attention=AttentionConfig(heads=2, kv_heads=1), rotary=RotaryConfig(), **settings))
+    attention = AttentionConfig(heads=2, kv_heads=1)
+    return Transformer(TransformerConfig(width=16, layers=2, attention=attention, mlp=MLPConfig(32), rotary=RotaryConfig(), **settings))
 
 
 def test_memory_of_a_model_with_windows_grows_with_the_length():
     """The largest tensor of a forward and backward; a dense mask would be four times as large at twice the length."""
     model = stack(windows=(64,))
     sizes = [largest(lambda x: model(x, causal()).sum().backward(), torch.randn(1, T, 16)) for T in (1024, 2048)]
-    assert sizes[1] <= 2 * sizes[0] and sizes[1] < 2048 * 256
+    assert sizes[1] < 2.2 * sizes[0] and sizes[1] < 2048 * 600
 
 
 def test_a_rolling_cache_decodes_in_flat_memory():
     model = stack()
-    cache = RollingCache(model.cfg, 1, 16)
+    cache = RollingCache(model.cfg, 1, 8)
     with torch.no_grad():
-        sizes = [largest(model, torch.randn(1, 1, 16), causal() & window(16), cache=cache) for _ in range(200)]
-    assert max(sizes[100:]) == max(sizes[:100]) and cache.length == 200
-    assert all(layer.k.shape[2] == 33 for layer in cache.layers)
+        sizes = [largest(model, torch.randn(1, 1, 16), causal() & window(8), cache=cache) for _ in range(80)]
+    assert max(sizes[40:]) == max(sizes[:40]) and cache.length == 80
+    assert all(layer.k.shape[2] == 17 for layer in cache.layers)
 
 
 def test_a_model_with_windows_says_the_same_by_tiles(monkeypatch):
-    """Layers with and without a window, grouped queries, left padding; the shortest length at which tiles are used, and then some."""
-    model, x, used = stack(windows=(None, 40)), torch.randn(2, 300, 16), []
-    keep = torch.ones(2, 300, dtype=torch.bool)
+    """Layers with and without a window, grouped queries, left padding."""
+    model, x, used = stack(windows=(None, 40)), torch.randn(2, 600, 16), []
+    keep = torch.ones(2, 600, dtype=torch.bool)
     keep[0, :70] = False
 
     def spy(*arguments, **named):
@@ -159,14 +160,14 @@ def test_a_model_with_windows_says_the_same_by_tiles(monkeypatch):
         return used[-1]
 
     results = []
-    for shortest in (256, 10_000):
+    for shortest in (512, 10_000):
         monkeypatch.setattr(tiles, "SHORTEST", shortest)
         monkeypatch.setattr("gencore.transformer.tiles_of", spy)
         out = model(x, causal() & padding(keep))[keep]
         results.append((out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))))
     assert [type(form) for form in used] == [type(None), Tiles, type(None), type(None)]
     for a, b in zip(*results):
-        close(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.abs().max())))
+        close(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.detach().abs().max())))
 
 
 def test_chunks_through_a_rolling_cache_equal_the_whole(small):
