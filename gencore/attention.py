@@ -12,6 +12,7 @@ from gencore.check import ConfigError, dims
 from gencore.config import check_choices
 from gencore.positions import rotate
 from gencore.processor import multiplies_bfloat16
+from gencore.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ CAUSAL = "causal"          # in place of a dense mask: the last query sees the l
 def attend(q, k, v, mask=None, *, scale=None, softcap=None):
     """q (B,N,T,E) looks at k, v (B,G,S,E); G divides N. Returns (B,N,T,E).
 
-    mask broadcasts to (B,N,T,S): bool, True = visible; float, added to the scores; CAUSAL. softcap needs the eager form (Gemma 2)."""
+    mask broadcasts to (B,N,T,S): bool, True = visible; float, added to the scores; CAUSAL; or Tiles, of which only the visible ones are
+    computed. softcap needs the eager form (Gemma 2)."""
+    if isinstance(mask, Tiles):
+        return mask.join([attend(*part.gather(q, k, v), part.seen, scale=scale, softcap=softcap) for part in mask.parts])
     if softcap is not None:
         return attend_eager(q, k, v, mask, scale=scale, softcap=softcap)[0]
     if mask is CAUSAL and q.shape[2] != k.shape[2]:

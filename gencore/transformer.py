@@ -14,6 +14,7 @@ from gencore.config import check_choices
 from gencore.layers import AdaLNZero, MLPConfig, NormConfig, SharedAdaLN, make_mlp, make_norm, modulate
 from gencore.masks import Mask
 from gencore.positions import RelativeBias, RelativeConfig, Rotary, RotaryConfig
+from gencore.tiles import tiles_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Memory(NamedTuple):
 
 class Inputs(NamedTuple):
     """What every block of one forward gets besides x; made once, by the Transformer."""
-    seen: object = None                      # None, CAUSAL, bool or float tensor: see `attend`
+    seen: object = None                      # None, CAUSAL, Tiles, bool or float tensor: see `attend`
     rotary: tuple | None = None
     memory: torch.Tensor | None = None       # (B, S, M)
     memory_seen: torch.Tensor | None = None  # (B, 1, 1, S)
@@ -136,7 +137,7 @@ class Transformer(nn.Module):
             query, key = cache.reserve(T)
         positions = query if positions is None else positions
         self._check(B, T, positions, memory=memory, cond=cond)
-        masks = _Masks(mask, self.relative, (query, key), cache)
+        masks = _Masks(mask, self.relative, (B, query, key), cache)
         tables, shared = {}, {}                                     # layers of one window share mask and table
         for i, block in enumerate(self.blocks):
             window = self.cfg.window_of(i)
@@ -183,7 +184,7 @@ class _Masks:
     """The mask of one forward in the form that kernels take."""
 
     def __init__(self, mask, relative, slots, cache):
-        self.mask, (self.query, self.key) = mask, slots
+        self.mask, (self.rows, self.query, self.key) = mask, slots
         self.newest = cache is None or cache.newest
         if cache is not None and cache.window is not None:                               # a rolling cache forgets the rest
             self.mask = (mask or Mask()).with_window(cache.window)
@@ -196,6 +197,9 @@ class _Masks:
             return self.bias
         if self.bias is None and mask.only_causal and self.newest and len(self.query) == len(self.key) > 1:
             return CAUSAL
+        tiles = None if self.bias is not None else tiles_of(mask, self.query, self.key, rows=self.rows)
+        if tiles is not None:
+            return tiles
         seen = mask.dense(self.query, self.key, self.newest)
         if self.bias is None or seen is None:
             return self.bias if seen is None else seen

@@ -46,10 +46,13 @@ def additive_attention_by_loops(query, memory, parts, keep=None):
 
 
 def visible_by_rules(rules, b, t, s):
-    """Whether slot t sees slot s in row b. rules: any of causal, window, keep, documents, prefix, blocks."""
+    """Whether slot t sees slot s in row b. rules: any of causal, window, keep, documents, prefix, blocks, sparse."""
     causal, prefix = rules.get("causal", False), rules.get("prefix")
     near = "window" not in rules or (t - s < rules["window"] if causal else abs(t - s) < rules["window"])
     allowed = (s <= t or not causal) and near
+    if "sparse" in rules:
+        width, stride, first = rules["sparse"]
+        allowed = allowed and (abs(t - s) < width or abs(t - s) % stride == 0 or t < first or s < first)
     if prefix is not None:                                                 # the prefix is open, whatever else holds
         allowed = allowed or (t < int(prefix[b]) and s < int(prefix[b]))
     if "keep" in rules:

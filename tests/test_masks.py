@@ -7,7 +7,7 @@ import torch
 from reference import visible_by_rules
 
 from gencore.check import InputError
-from gencore.masks import Mask, blocks, causal, documents, padding, prefix, window
+from gencore.masks import Mask, block_sparse, blocks, causal, documents, padding, prefix, sparse, window
 
 B, S = 2, 9
 KEEP = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 1, 1, 1]]).bool()
@@ -16,7 +16,8 @@ PREFIX = torch.tensor([3, 5])
 BLOCKS = (torch.arange(S)[:, None] // 2 != torch.arange(S)[None, :] // 3)
 
 RULES = {"causal": (True, causal()), "window": (3, window(3)), "keep": (KEEP, padding(KEEP)),
-         "documents": (DOCUMENTS, documents(DOCUMENTS)), "prefix": (PREFIX, prefix(PREFIX)), "blocks": (BLOCKS, blocks(BLOCKS))}
+         "documents": (DOCUMENTS, documents(DOCUMENTS)), "prefix": (PREFIX, prefix(PREFIX)), "blocks": (BLOCKS, blocks(BLOCKS)),
+         "sparse": ((2, 3, 1), sparse(width=2, stride=3, first=1))}
 
 
 def by_loops(rules, queries=range(S), keys=range(S)):
@@ -38,7 +39,7 @@ def combined(names):
     return rules, mask
 
 
-SUBSETS = [names for n in range(1, 7) for names in itertools.combinations(RULES, n)]
+SUBSETS = [names for n in range(1, 8) for names in itertools.combinations(RULES, n)]
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
@@ -60,6 +61,12 @@ def test_chunks_of_a_mask_are_rows_of_the_whole(names):
 def test_a_preallocated_tail_stays_hidden():
     seen = causal().dense(torch.tensor([4]), torch.arange(S), newest=False)
     assert seen.tolist() == [[True] * 5 + [False] * 4]
+
+
+def test_squares_of_a_layout_are_blocks():
+    layout, slots = torch.rand(3, 3) < 0.5, torch.arange(S)
+    spelt_out = layout.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert torch.equal(block_sparse(layout, 4).dense(slots, slots), blocks(spelt_out).dense(slots, slots))
 
 
 def test_a_single_newest_query_needs_no_mask():
@@ -102,6 +109,11 @@ def test_padding_takes_zeros_and_ones():
     (lambda: documents(DOCUMENTS[0]), r"documents: expected 2 dimensions \(B S\), got 1"),
     (lambda: prefix(3), r"prefix lengths should be a tensor \(B\), got int"),
     (lambda: documents(DOCUMENTS) & documents(DOCUMENTS), "two masks with groups cannot be combined: give one"),
+    (lambda: sparse(width=3) & sparse(first=1), "two masks with sparse cannot be combined: give one"),
+    (lambda: sparse(), "sparse needs a width, a stride or first slots, each at least 1, got 0, None, 0"),
+    (lambda: sparse(stride=0, width=2), "sparse needs a width, a stride or first slots, each at least 1, got 2, 0, 0"),
+    (lambda: block_sparse(torch.ones(3, 3), 0), "the squares of a layout should have at least 1 slot a side, got 0"),
+    (lambda: block_sparse(torch.ones(3), 4), r"layout: expected 2 dimensions \(Q K\), got 1"),
     (lambda: padding(KEEP).dense(torch.arange(10), torch.arange(10)), "keep covers 9 slots, the attention looks at 10"),
     (lambda: documents(DOCUMENTS).dense(torch.arange(10), torch.arange(10)), "documents covers 9 slots, the attention looks at 10"),
 ])

@@ -1,0 +1,60 @@
+"""textgen/scaling.py: known constants are found again, and which form foretells; the example, tiny."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gencore.check import InputError
+from textgen.scaling import chosen_law, foretold, power_law
+
+ROOT = Path(__file__).parents[1]
+SIZES = [50_000, 110_000, 200_000, 450_000]
+
+
+def losses_of(law, sizes=SIZES):
+    return [foretold(law, size) for size in sizes]
+
+
+@pytest.mark.parametrize("law", [(1.69, 406.4, 0.34), (0.0, 6.5, 0.076), (2.0, 30.0, 0.25)])         # Hoffmann's, Kaplan's slope, another
+def test_known_constants_are_found_again(law):
+    E, A, alpha = power_law(SIZES, losses_of(law), floor=law[0] > 0)
+    assert E == pytest.approx(law[0], rel=2e-3) and A == pytest.approx(law[1], rel=2e-2) and alpha == pytest.approx(law[2], rel=5e-3)
+
+
+@pytest.mark.parametrize("law", [(1.69, 406.4, 0.34), (0.0, 6.5, 0.076)])
+def test_the_chosen_form_foretells_a_size_that_it_has_not_seen(law):
+    found = chosen_law(SIZES, losses_of(law))
+    assert (found[0] > 0.1) == (law[0] > 0.1)
+    assert foretold(found, 5_000_000) == pytest.approx(foretold(law, 5_000_000), rel=2e-3)
+
+
+def test_without_a_floor_the_fit_is_a_line_in_logarithms():
+    losses = [5.0, 4.4, 4.1, 3.6]
+    law = power_law(SIZES, losses, floor=False)
+    residuals = [foretold(law, size) / loss for size, loss in zip(SIZES, losses)]
+    product = residuals[0] * residuals[1] * residuals[2] * residuals[3]
+    assert law[0] == 0 and product == pytest.approx(1, abs=1e-9)                                       # least squares in log L: they average out
+
+
+@pytest.mark.parametrize("sizes, losses", [([1, 2], [3.0]), ([1], [3.0]), ([1, 2], [3.0, 0.0])])
+def test_what_is_no_curve_is_refused(sizes, losses):
+    with pytest.raises(InputError, match="as many losses as sizes, at least two, all above 0"):
+        power_law(sizes, losses, floor=False)
+
+
+@pytest.mark.slow
+def test_the_example_trains_five_sizes_and_foretells_the_fifth(tmp_path):
+    (tmp_path / "text").mkdir()
+    words = "The rain fell upon the roof of the old house, where nobody had lived for years.\n" * 300
+    (tmp_path / "text" / "rain.txt").write_text(words, encoding="utf-8")
+    command = [sys.executable, str(ROOT / "examples" / "text" / "scaling_laws.py"), "--data", str(tmp_path / "text"), "--widths", "4", "8", "12",
+               "16", "20", "--steps", "6", "--vocab", "300", "--out", str(tmp_path / "scaling.png")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads((tmp_path / "scaling.json").read_text())
+    assert figures["sizes"] == sorted(figures["sizes"]) and figures["losses"][-1] < figures["losses"][0]
+    assert f"measured {figures['losses'][-1]:.4f}" in done.stdout and (tmp_path / "scaling.png").stat().st_size > 5000
