@@ -97,7 +97,8 @@ PUBLISHED = {
             "{% set messages = messages[1:] %}{% else %}{% set system_message = '' %}{% endif %}{% for message in messages %}"
             "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
             "{% if loop.index0 == 0 %}{% set content = system_message + message['content'] %}{% else %}"
-            "{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content | trim + ' [/INST]' }}"
+            "{% set content = message['content'] %}{% endif %}"
+            "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content | trim + ' [/INST]' }}"
             "{% elif message['role'] == 'assistant' %}{{ ' ' + content | trim + ' ' + eos_token }}{% endif %}{% endfor %}",
     "tools": "{%- if not date_string is defined %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- if tools is not none %}{{- 'Tools' }}"
              "{%- for t in tools %}{{- t | tojson(indent=4) }}{%- endfor %}{%- endif %}"
@@ -108,7 +109,8 @@ PUBLISHED = {
              "{%- if '</think>' in content %}{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
              "{{- '<|' ~ message.role ~ '|>' ~ loop.index ~ content ~ (ns.last if loop.last else '') }}{%- endfor %}",
     "macro": "{%- macro turn(m, upper=false) -%}{%- if upper %}{{ m.content|upper|replace('\n', ' ') }}{% else %}"
-             "{{ m['content'] | capitalize }}{% endif %}{%- endmacro -%}{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}{{ users|length }}"
+             "{{ m['content'] | capitalize }}{% endif %}{%- endmacro -%}"
+             "{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}{{ users|length }}"
              "{{ users[0].items()|list|length }}"
              "{%- for m in messages if m.role != 'system' %}{%- if loop.first %}{{ 'FIRST ' }}{% elif loop.index > 3 %}{% break %}{% endif %}"
              "{{ turn(m, upper=loop.last) }}{% endfor %}{{ messages | map(attribute='role') | join(',') }}",
