@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gencore.check import ConfigError, InputError, nearest
@@ -69,6 +70,14 @@ class Rotary:
                              f"{len(self.cfg.axes)}), got shape {tuple(positions.shape)}")
         pairs = torch.cat([positions[..., i, None].expand(*positions.shape[:-1], a // 2) for i, a in enumerate(self.cfg.axes)], -1)
         return torch.cat((pairs, pairs), -1) if self.cfg.layout == "half" else pairs.repeat_interleave(2, -1)
+
+
+def restarting(documents):
+    """documents (B,T), numbers of packed documents -> positions (B,T) that count from 0 in each."""
+    B, T = documents.shape
+    slots = torch.arange(T, device=documents.device).expand(B, T)
+    same = F.pad(documents[:, 1:] == documents[:, :-1], (1, 0))                               # as the token before; the first is not
+    return slots - slots.masked_fill(same, 0).cummax(1).values
 
 
 def rotary_table(positions, width, cfg):

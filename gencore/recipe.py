@@ -24,7 +24,7 @@ from gencore.digest import parse_json
 from gencore.folder import write_file
 from gencore.metadata import LIMIT, png_text, png_with_text, wav_comment, wav_samples, wav_with_comment
 
-PACKAGES = {"text": "textgen", "image": "imagegen", "audio": "audiogen", "caption": "multimodal"}     # who makes which kind
+PACKAGES = {"text": "textgen", "chat": "textgen", "image": "imagegen", "audio": "audiogen", "caption": "multimodal"}     # who makes which kind
 SEEDS = range(-(1 << 63), 1 << 64)                                                                    # what torch accepts
 MAKERS = {}
 

@@ -2,12 +2,28 @@
 
 Sennrich et al. 2016 (byte pairs), Radford et al. 2019 (over bytes, so that nothing is unknown)."""
 import json
+import re
 from pathlib import Path
 
 from gencore.check import CheckpointError, InputError
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+ROLES = ("system", "user", "assistant")
+TURN_END = "<|end|>"
+CHAT_TEMPLATE = """\
+{{ bos_token }}
+{%- for message in messages %}
+    {%- if message.role not in ["system", "user", "assistant"] %}
+        {{- raise_exception('a role is "system", "user" or "assistant", got "' + message.role + '"') }}
+    {%- endif %}
+    {{- "<|" + message.role + "|>" + message.content + "<|end|>" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|assistant|>" }}
+{%- endif %}
+"""
+TEMPLATE_BYTES = 400_000
 SPECIAL_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "cls_token", "sep_token")
 
 
@@ -43,15 +59,54 @@ class Tokenizer:
             raise InputError(f'the tokenizer has no token "{token}"')
         return found
 
+    # ---- conversations ----
+
+    @property
+    def chat_template(self):
+        """The folder's template as text, or None."""
+        template = self.config.get("chat_template")
+        if isinstance(template, list):                         # several by name, as some folders have them
+            template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+        return template or None
+
     def chat(self, messages, *, prompt=True):
         """[{"role", "content"}] -> text by the folder's chat template; prompt: with the opening of the assistant's turn."""
-        template = self.config.get("chat_template")
-        if not template:
+        from gencore.chat_template import compiled, render
+        if self.chat_template is None:
             raise InputError("this tokenizer has no chat template: give plain text instead of messages")
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-        render = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template).render
         roles = {role: _content(self.config.get(role)) or "" for role in SPECIAL_ROLES}
-        return render(messages=messages, add_generation_prompt=prompt, **roles)
+        values = {"messages": checked_messages(messages), "add_generation_prompt": prompt, "tools": None, "documents": None, **roles}
+        return render(compiled(self.chat_template), values)
+
+    def chat_ids(self, messages, *, prompt=True):
+        """As `chat`, encoded. Special tokens that stand in a message's own words are plain text: no message can end its turn early."""
+        ids = self.engine.encode(self.chat(messages, prompt=prompt), add_special_tokens=False).ids
+        control = self.control_tokens()
+        words = "".join(message["content"] for message in messages)
+        starts = self._starts(control, set(words))
+        if not starts:
+            return ids
+        stop = next((chr(code) for code in range(0xF0000, 0x100000) if chr(code) not in words), None)
+        if stop is None or any(len(token) == 1 and token in words for token in control):
+            raise InputError("a message holds characters that this tokenizer can't tell from its special tokens: leave them out")
+        table = {ord(start): start + stop for start in starts}
+        apart = [message | {"content": message["content"].translate(table)} for message in messages]
+        pieces = self.chat(apart, prompt=prompt).split(stop)   # no special token reaches over a border
+        safe = [i for piece in pieces for i in self.engine.encode(piece, add_special_tokens=False).ids]
+        known = set(control.values())
+        same = [i for i in ids if i in known] == [i for i in safe if i in known]
+        return ids if same else safe                           # as transformers has it, unless the words would make special tokens
+
+    def control_tokens(self):
+        """{token: id} of all special tokens, those without a role too."""
+        added = {token.content: i for i, token in self.engine.get_added_tokens_decoder().items() if token.special}
+        return added | {token: i for token, i in ((self.engine.id_to_token(i), i) for i in self.special_ids)}
+
+    def _starts(self, control, characters):
+        """Those of the characters with which a special token can begin, also after the normaliser has had them."""
+        first, normalizer = {token[0] for token in control}, self.engine.normalizer
+        looks = {c: c if normalizer is None else c + normalizer.normalize_str(c) for c in characters}
+        return {c for c, look in looks.items() if not first.isdisjoint(look)}
 
     def files(self):
         """Files of a Hub tokenizer, for gencore.checkpoint.save_folder."""
@@ -76,6 +131,9 @@ class Tokenizer:
         except Exception as error:                             # the library raises bare Exception
             raise CheckpointError(f"{path} can't be read: {error}") from error
         if template.is_file():
+            if template.stat().st_size > TEMPLATE_BYTES:
+                raise CheckpointError(f"{template} has {template.stat().st_size:,} bytes, expected at most {TEMPLATE_BYTES:,}: "
+                                      "it is no chat template")
             config["chat_template"] = template.read_text(encoding="utf-8")
         return cls(engine, config)
 
@@ -102,6 +160,29 @@ def train_bpe(texts, vocab=8192, *, specials=(END, PAD), length=None):
     if length:
         config["model_max_length"] = length
     return Tokenizer(engine, config)
+
+
+def with_chat(tokenizer):
+    """Tokenizer -> another one that knows CHAT_TEMPLATE and its special tokens, which come last."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Engine
+    engine = Engine.from_str(tokenizer.engine.to_str())
+    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*(f"<|{role}|>" for role in ROLES), TURN_END)])
+    return Tokenizer(engine, {**tokenizer.config, "chat_template": CHAT_TEMPLATE})
+
+
+def checked_messages(messages):
+    """A conversation as a list of {"role", "content"}, or InputError."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise InputError(f'a conversation should be a list of {{"role": ..., "content": ...}}, got {messages!r:.80}')
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or set(message) != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):
+            raise InputError(f'message {number} should be {{"role": text, "content": text}}, got {message!r:.80}')
+        if not re.fullmatch("[a-z][a-z_]{0,31}", message["role"]):
+            raise InputError(f'message {number}: the role should be a word such as "user", got {message["role"]!r:.80}')
+        if re.search("[\ud800-\udfff]", message["content"]):
+            raise InputError(f"message {number} holds half a character (a lone surrogate): it can't be encoded")
+    return list(messages)
 
 
 def _content(token):

@@ -30,7 +30,11 @@ MANY_ARGUMENTS = {
     "gencore/transformer.py:forward": "every stream that a block can read: mask, positions, cache, memory, its mask, condition",
 }
 FRONT_DOORS = {"__call__", "generate", "stream"}      # what users of transformers and diffusers pass by name
-TAKES_KWARGS = {"gencore/check.py:dims": "the named sizes of the shape it checks"}
+TAKES_KWARGS = {
+    "gencore/check.py:dims": "the named sizes of the shape it checks",
+    "gencore/chat_template.py:call": "Jinja's own signature: what a template passes",
+    "gencore/chat_template.py:paid": "the same, around any filter",
+}
 
 
 def sources(*folders: str) -> list[Path]:

@@ -16,6 +16,8 @@ from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
 from gencore.loss import capped, chunked_cross_entropy
 from gencore.masks import causal
+from gencore.masks import documents as of_documents
+from gencore.positions import restarting
 from gencore.recipe import Recipe, ReplayError, register
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
@@ -83,9 +85,13 @@ class CausalLM(nn.Module):
         mask = causal() if mask is None else causal() & mask
         return self.transformer(x, mask, positions=positions, cache=cache)
 
-    def loss(self, ids, targets):
-        """ids, targets (B,T), -100 = no target -> (summed cross-entropy, number of targets)."""
-        return chunked_cross_entropy(self.hidden(ids).flatten(0, 1), self.head.weight, targets.flatten(), softcap=self.cfg.logit_softcap)
+    def loss(self, ids, targets, *, documents=None):
+        """ids, targets (B,T), -100 = no target -> (summed cross-entropy, number of targets).
+
+        documents (B,T): which document of its row a token is of: attention stops at their borders, and positions start again."""
+        mask, positions = (None, None) if documents is None else (of_documents(documents), restarting(documents))
+        hidden = self.hidden(ids, mask=mask, positions=positions)
+        return chunked_cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), softcap=self.cfg.logit_softcap)
 
     # ---- words ----
 

@@ -1,0 +1,210 @@
+"""textgen/chat.py and conversations.py: replies, streaming, conversations that outgrow the context, what is learnt from them, packing."""
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gencore
+from gencore.attention import AttentionConfig
+from gencore.check import DataError, InputError
+from gencore.data import Batches
+from gencore.layers import MLPConfig
+from gencore.positions import RotaryConfig, restarting
+from gencore.tokenizer import TURN_END, Tokenizer, train_bpe
+from gencore.train import Run, TrainConfig, fit
+from gencore.transformer import TransformerConfig
+from textgen import CausalLM, Chat
+from textgen.chat import chat_model
+from textgen.conversations import Packed, conversation_row, document_row, packed_loss, split_turns
+from textgen.model import CausalLMConfig
+
+STACK = TransformerConfig(width=32, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(48, True, "silu"), rotary=RotaryConfig())
+TEXT = "I need a taxi at nine. A taxi will come at nine. Where is the hotel? The hotel is in the old town.\n" * 4
+ASK = [{"role": "user", "content": "I need a taxi"}]
+TALK = [{"role": "system", "content": "Be kind."}, *ASK, {"role": "assistant", "content": "At nine?"}, {"role": "user", "content": "Where is it?"},
+        {"role": "assistant", "content": "In the old town."}]
+
+
+def base(tied=True):
+    torch.manual_seed(0)
+    tokenizer = train_bpe([TEXT], 300)
+    lm = CausalLM(CausalLMConfig(vocab=len(tokenizer), context=64, transformer=STACK, tied=tied, bos=0, eos=(0,), pad=1), tokenizer)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.mul_(3)
+    return lm
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    chat_model(base()).save_pretrained(folder)
+    return Chat.from_pretrained(folder)
+
+
+# replies
+
+@settings(max_examples=20, deadline=None)
+@given(content=st.text("taxi é<|end>", max_size=12), temperature=st.sampled_from([0.0, 0.7, 2.0]), seed=st.integers(0, 1000))
+def test_the_stream_is_the_reply(chat, content, temperature, seed):
+    messages = [{"role": "user", "content": content}]
+    settings_ = {"max_new_tokens": 12, "temperature": temperature, "seed": seed}
+    reply = chat(messages, **settings_)
+    assert "".join(chat.stream(messages, **settings_)) == reply == chat(messages, **settings_)
+
+
+def test_the_reply_is_what_generate_writes_after_the_template(chat):
+    prompt = chat.lm.tokenizer.chat(ASK)
+    assert chat(ASK, temperature=0, max_new_tokens=9) == chat.lm.generate(prompt, temperature=0, max_new_tokens=9)[len(prompt):]
+
+
+def test_the_reply_ends_at_the_end_of_the_turn():
+    lm = chat_model(base(tied=False)).eval()
+    end = lm.tokenizer.id(TURN_END)
+    with torch.no_grad():
+        lm.head.weight.zero_()
+        lm.head.weight[lm.tokenizer.encode("a")[0]] = 1.0
+        hidden = lm.hidden(torch.tensor([lm.tokenizer.chat_ids(ASK)]))[0, -1]
+        lm.head.weight[end] = hidden                                                     # likeliest at once
+    assert Chat(lm)(ASK, temperature=0) == ""
+    with torch.no_grad():
+        lm.head.weight[end] = 0
+        lm.head.weight[0] = hidden                                                       # the text's own end does as well
+    assert Chat(lm)(ASK, temperature=0) == ""
+    assert end in lm.cfg.eos and 0 in lm.cfg.eos
+
+
+def test_a_reply_is_replayed_from_its_recipe(chat, tmp_path):
+    reply = chat(TALK[:4], max_new_tokens=8, seed=7, temperature=1.5, stop="zz")
+    reply.save(tmp_path / "a.txt")
+    assert gencore.replay(tmp_path / "a.txt") == reply
+    assert reply.recipe.inputs == {"messages": TALK[:4]} and reply.recipe.seed == 7
+
+
+def test_oldest_turns_go_whole_and_are_not_lost_in_silence(chat):
+    long = [TALK[0]] + [{"role": role, "content": f"{number} I need a taxi at nine."} for number in range(9) for role in ("user", "assistant")]
+    long += [{"role": "user", "content": "Where?"}]
+    with pytest.warns(UserWarning, match=r"outgrew the model's 64 tokens: its oldest (\d+) messages were left out") as caught:
+        reply = chat(long, max_new_tokens=8, seed=0)
+    left_out = int(str(caught[0].message).split("oldest ")[1].split()[0])
+    assert left_out % 2 == 0 and 0 < left_out < 18
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chat([long[0], *long[1 + left_out:]], max_new_tokens=8, seed=0) == reply          # the system turn stays
+    with pytest.raises(InputError, match="the last message has .* tokens .* there is room for 56 beside the reply"):
+        chat([{"role": "user", "content": "taxi " * 60}], max_new_tokens=8)
+
+
+@pytest.mark.parametrize("messages, words", [
+    ([TALK[0]], "the conversation has no user turn"), (TALK[2:3], "the conversation has no user turn"), ([], "should be a list of"),
+    (TALK, 'should end with a user turn, which is to be answered, got "assistant" last'), ([*ASK, TALK[0], *ASK], "only the first message"),
+    ("hello", "should be a list of")])
+def test_a_conversation_that_can_not_be_answered_is_named(chat, messages, words):
+    with pytest.raises(InputError, match=words):
+        chat(messages)
+    with pytest.raises(InputError, match=words):
+        chat.stream(messages)
+
+
+def test_other_wrong_input_is_named(chat):
+    with pytest.raises(InputError, match="no chat template: use CausalLM.generate"):
+        Chat(base())
+    with pytest.raises(InputError, match="max_new_tokens should be between 1 and the model's 64"):
+        chat(ASK, max_new_tokens=64)
+    endless = Tokenizer(chat.lm.tokenizer.engine, {**chat.lm.tokenizer.config, "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"})
+    with pytest.raises(InputError, match="does not end the assistant's turn with a special token"):
+        Chat(CausalLM(chat.lm.cfg, endless))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_chat_model_says_of_plain_text_what_its_base_said(tied, tmp_path):
+    lm = base(tied)
+    wider = chat_model(lm)
+    ids = torch.tensor([lm.tokenizer.encode(TEXT)[:40]])
+    with torch.no_grad():
+        torch.testing.assert_close(wider(ids)[..., :len(lm.tokenizer)], lm(ids))
+    assert wider.cfg.vocab == len(wider.tokenizer) == len(lm.tokenizer) + 4
+    rows = wider.embedding.weight[-4:]
+    assert (torch.pdist(rows) > 0.01).all()                                              # four tokens, not one
+    assert chat_model(wider).cfg == wider.cfg                                            # nothing twice
+    wider.save_pretrained(tmp_path / "m")
+    assert CausalLM.from_pretrained(tmp_path / "m").cfg.eos == (0, wider.tokenizer.id(TURN_END))
+
+
+# what is learnt
+
+def test_only_the_assistants_words_and_their_end_are_learnt(chat):
+    tokenizer = chat.lm.tokenizer
+    inputs, targets = conversation_row(tokenizer, TALK)
+    learnt = [target for target in targets if target != -100]
+    assert tokenizer.decode(learnt, keep_special=True) == "At nine?<|end|>In the old town.<|end|>"
+    assert [*inputs, targets[-1]] == tokenizer.chat_ids(TALK, prompt=False)
+    assert all(target in (-100, following) for target, following in zip(targets, inputs[1:]))
+
+
+def test_a_template_with_a_newline_after_the_end_is_learnt_to_the_end(chat):
+    source = ("{% for m in messages %}{{ m.role + '\n' + m.content + '<|end|>\n' }}{% endfor %}"
+              "{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}")
+    tokenizer = Tokenizer(chat.lm.tokenizer.engine, {**chat.lm.tokenizer.config, "chat_template": source})
+    _, targets = conversation_row(tokenizer, TALK)
+    assert tokenizer.decode([t for t in targets if t != -100], keep_special=True) == "At nine?<|end|>In the old town.<|end|>"
+    last = Tokenizer(tokenizer.engine, {**tokenizer.config, "chat_template": source.replace("+ m.content", "+ (m.content if loop.last else '')")})
+    with pytest.raises(InputError, match="writes message 2 in another way when more follows"):
+        conversation_row(last, TALK)
+    with pytest.raises(InputError, match="begins with the assistant's words"):
+        conversation_row(tokenizer, TALK[2:])
+
+
+def test_long_conversations_are_cut_before_a_users_turn(chat):
+    tokenizer = chat.lm.tokenizer
+    long = [TALK[0], *(TALK[1:] * 4)]
+    parts = split_turns(tokenizer, long, 40)
+    assert len(parts) > 1 and all(part[0] == TALK[0] and part[1]["role"] == "user" for part in parts)
+    assert [message for part in parts for message in part[1:]] == long[1:]
+    assert all(len(conversation_row(tokenizer, part)[0]) <= 40 for part in parts)
+    assert split_turns(tokenizer, TALK, 1000) == [TALK]
+
+
+# packing
+
+def test_positions_start_again_in_each_document():
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2, -1, -1], [0, 1, 2, 2, 2, 2, 2, 2]])
+    assert restarting(documents).tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_packed_loss_is_the_sum_of_the_separate_losses(chat, learned):
+    cfg = CausalLMConfig(vocab=chat.lm.cfg.vocab, context=64, learned_positions=learned,
+                         transformer=TransformerConfig(width=32, layers=2, attention=AttentionConfig(heads=2),
+                                                       rotary=None if learned else RotaryConfig()))
+    lm, tokenizer = CausalLM(cfg), chat.lm.tokenizer
+    rows = [conversation_row(tokenizer, TALK), document_row(tokenizer, "The hotel is in the old town."), conversation_row(tokenizer, TALK[1:3]),
+            document_row(tokenizer, "A taxi"), document_row(tokenizer, TEXT[:80])]
+    packed = Packed(rows, 64, pad=1)
+    assert 1 < len(packed) < len(rows) and packed.cut == 0
+    batch = {name: torch.stack([packed[i][name] for i in range(len(packed))]) for name in packed[0]}
+    separate = [lm.loss(torch.tensor([inputs]), torch.tensor([targets])) for inputs, targets in rows]
+    summed, count = packed_loss(lm, batch, None)
+    torch.testing.assert_close(summed, sum(loss for loss, _ in separate), rtol=1e-5, atol=1e-5)
+    assert count == sum(number for _, number in separate)
+    blind, _ = lm.loss(batch["ids"], batch["targets"])                                   # the mask is what makes it so
+    assert abs(float(blind.detach() - summed.detach())) > 1e-3
+
+
+def test_rows_that_teach_nothing_or_too_much_are_counted(chat):
+    tokenizer = chat.lm.tokenizer
+    assert Packed([document_row(tokenizer, TEXT)], 16).cut == 1
+    with pytest.raises(DataError, match="no row has anything to learn from"):
+        Packed([conversation_row(tokenizer, ASK)], 64)
+
+
+def test_a_chat_model_learns_its_answers(chat, tmp_path):
+    lm = chat_model(base())
+    talks = [[{"role": "user", "content": word}, {"role": "assistant", "content": answer}]
+             for word, answer in (("taxi", "At nine."), ("hotel", "In the old town."), ("Where?", "I need a taxi."))]
+    rows = Packed([conversation_row(lm.tokenizer, talk) for talk in talks], 64, pad=1)
+    config = TrainConfig(steps=60, batch=2, lr=1e-2, warmup=5, save_every=0)
+    fit(lm, packed_loss, Batches(rows, 2), config, run=Run(tmp_path / "run", progress=False))
+    assert [Chat(lm)(talk[:1], temperature=0) for talk in talks] == [talk[1]["content"] for talk in talks]

@@ -1,0 +1,163 @@
+"""Chat: a causal language model that answers in a conversation, by the chat template of its tokenizer.
+
+    chat = Chat.from_pretrained("chat")
+    reply = chat([{"role": "user", "content": "I need a taxi at nine."}])
+    for piece in chat.stream(messages): print(piece, end="")"""
+import warnings
+from dataclasses import fields, replace
+
+import torch
+
+from gencore.check import InputError
+from gencore.decode import resting
+from gencore.recipe import Recipe, register
+from gencore.tokenizer import checked_messages, with_chat
+from textgen.model import CausalLM, sampling_of, seeds_of
+from textgen.text import Row, Settings, made_text, run
+
+
+class Chat:
+    """messages -> the assistant's reply.
+
+    A conversation that outgrows the context loses its oldest turns whole (a user's message with what answered it); the system turn
+    and the last message stay, and a warning says how many messages were left out."""
+
+    def __init__(self, lm):
+        if lm.tokenizer is None or lm.tokenizer.chat_template is None:
+            raise InputError("this model's tokenizer has no chat template: use CausalLM.generate, or teach it conversations "
+                             "(textgen.chat.chat_model)")
+        self.lm = lm
+        self.end = turn_end(lm.tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder, *, dtype=torch.float32, device="cpu", compile=False, quantize=None):
+        """As CausalLM.from_pretrained."""
+        return cls(CausalLM.from_pretrained(name_or_folder, dtype=dtype, device=device, compile=compile, quantize=quantize))
+
+    def __call__(self, messages, *, max_new_tokens=None, temperature=0.7, top_k=None, top_p=0.9, min_p=None, repetition_penalty=1.0, stop=(),
+                 seed=None):
+        """[{"role", "content"}, ...], the last a user's -> the reply, as Text (a str with its recipe). The settings are those of generate.
+
+        max_new_tokens=None: 128, or a quarter of a shorter context."""
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop)
+        seed = seeds_of(seed, 1)[0]
+        with resting(self.lm):
+            reply = "".join(self._pieces(self._prompt(messages, settings), seed, settings))
+        return made_text(reply, self._recipe(messages, seed, settings))
+
+    def stream(self, messages, *, max_new_tokens=None, temperature=0.7, top_k=None, top_p=0.9, min_p=None, repetition_penalty=1.0, stop=(),
+               seed=None):
+        """As calling it: yields the reply piece by piece."""
+        settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop)
+        return self._resting_stream(self._prompt(messages, settings), seeds_of(seed, 1)[0], settings)
+
+    def fitted(self, messages, room):
+        """A conversation -> (ids of at most `room` tokens, how many of its messages were left out, the oldest turns first)."""
+        system, turns = split_system(messages)
+        kept = list(turns)
+        while True:
+            ids = self.lm.tokenizer.chat_ids([*system, *kept])
+            if len(ids) <= room:
+                return ids, len(turns) - len(kept)
+            following = next((i for i, message in enumerate(kept) if i and message["role"] == "user"), None)
+            if following is None:
+                raise InputError(f"the last message has {len(ids)} tokens with what must stand before it, there is room for {room} beside the "
+                                 f"reply (the model reads {self.lm.cfg.context}): shorten it, or ask for fewer max_new_tokens")
+            kept = kept[following:]
+
+    def _prompt(self, messages, settings):
+        ids, left_out = self.fitted(messages, self.lm.cfg.context - settings.max_new_tokens)
+        if left_out:
+            warnings.warn(f"the conversation outgrew the model's {self.lm.cfg.context} tokens: its oldest {left_out} messages were left out",
+                          stacklevel=3)
+        return ids
+
+    def _settings(self, max_new_tokens, *sampling_and_stop):
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(128, self.lm.cfg.context // 4))
+        if not isinstance(max_new_tokens, int) or not 0 < max_new_tokens < self.lm.cfg.context:
+            raise InputError(f"max_new_tokens should be between 1 and the model's {self.lm.cfg.context} tokens, got {max_new_tokens!r}")
+        return self.lm._settings(max_new_tokens, *sampling_and_stop, None)
+
+    def _pieces(self, ids, seed, settings):
+        row = Row(self.lm.tokenizer, settings.stop, (*self.lm.cfg.eos, self.end), context=ids[-8:])
+        for (token,) in run(self.lm, [ids], sampling_of(settings), seeds=[seed], settings=settings):
+            if (piece := row.add(token)):
+                yield piece
+            if row.over:
+                return
+        if (piece := row.end()):
+            yield piece
+
+    def _resting_stream(self, ids, seed, settings):
+        with resting(self.lm):
+            yield from self._pieces(ids, seed, settings)
+
+    def _recipe(self, messages, seed, settings):
+        if self.lm.digest is None:
+            return None
+        values = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name != "window"}
+        return Recipe.made("chat", self.lm.name, self.lm.digest, inputs={"messages": messages}, seed=seed, settings=values)
+
+
+def split_system(messages):
+    """A conversation that can be answered -> (its system turn or none, the others), or InputError."""
+    messages = checked_messages(messages)
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    turns = messages[len(system):]
+    if not any(message["role"] == "user" for message in turns):
+        raise InputError('the conversation has no user turn: give [..., {"role": "user", "content": "..."}]')
+    if turns[-1]["role"] != "user":
+        raise InputError(f'the conversation should end with a user turn, which is to be answered, got "{turns[-1]["role"]}" last')
+    if any(message["role"] == "system" for message in turns):
+        raise InputError("only the first message can be the system's")
+    return system, turns
+
+
+def turn_end(tokenizer):
+    """The special token that ends the assistant's words in this tokenizer's template."""
+    asked = [{"role": "user", "content": "a"}]
+    said = [*asked, {"role": "assistant", "content": "b"}]
+    opened, closed = tokenizer.chat_ids(asked), tokenizer.chat_ids(said, prompt=False)
+    special = set(tokenizer.control_tokens().values())
+    end = next((i for i in closed[len(opened):] if i in special), None)
+    if closed[:len(opened)] != opened or end is None:
+        raise InputError("the chat template does not end the assistant's turn with a special token: such a template can't be used here")
+    return end
+
+
+def chat_model(lm, *, seed=0):
+    """A CausalLM -> its copy for training that knows the default chat template; one that has a template keeps it.
+
+    Each new token starts as the mean of all tokens, moved by as much noise as they differ (Hewitt 2021)."""
+    lm = lm.trainable()
+    if lm.tokenizer is None:
+        raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
+    if lm.tokenizer.chat_template is not None:
+        return lm
+    tokenizer = with_chat(lm.tokenizer)
+    rows, known = max(lm.cfg.vocab, len(tokenizer)), len(lm.tokenizer)
+    eos = (*lm.cfg.eos, turn_end(tokenizer))
+    wider = CausalLM(replace(lm.cfg, vocab=rows, eos=tuple(dict.fromkeys(eos))), tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    state = lm.state_dict()
+    for name in ("embedding.weight", "head.weight"):
+        old = state[name][:known]
+        noise = torch.randn(rows - known, old.shape[1], generator=generator).to(old)
+        state[name] = torch.cat((old, old.mean(0) + noise * old.std(0)))
+    if lm.cfg.tied:
+        state["head.weight"] = state["embedding.weight"]
+    wider.load_state_dict(state)
+    return wider
+
+
+def again(recipe):
+    """The maker that gencore.replay calls."""
+    settings = dict(recipe.settings)
+    chat = Chat.from_pretrained(recipe.model, compile=settings.pop("compile", False), quantize=settings.pop("quantize", None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return chat(recipe.inputs["messages"], seed=recipe.seed, **settings)
+
+
+register("chat", again)

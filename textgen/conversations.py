@@ -1,0 +1,76 @@
+"""Conversations and documents as training rows: the loss is on the assistant's words alone, and several share a window.
+
+A row is (inputs, targets), both lists of ids; target -100 means that nothing is to be learnt there."""
+from gencore.check import DataError, InputError
+from gencore.data import pack_documents
+from gencore.loss import IGNORED
+from gencore.tokenizer import checked_messages
+from textgen.chat import turn_end
+
+
+def conversation_row(tokenizer, messages):
+    """A conversation -> (inputs, targets): targets are the assistant's words and the token that ends its turn."""
+    messages, end = checked_messages(messages), turn_end(tokenizer)
+    ids = tokenizer.chat_ids(messages, prompt=False)
+    learnt = [False] * len(ids)
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        if number == 0:
+            raise InputError("the conversation begins with the assistant's words: put before them what they answer")
+        opened = tokenizer.chat_ids(messages[:number])
+        closed = tokenizer.chat_ids(messages[:number + 1], prompt=False)
+        if ids[:len(opened)] != opened or ids[:len(closed)] != closed:
+            raise InputError(f"the chat template writes message {number} in another way when more follows, or its words in one token with what "
+                             "stands before: they can't be told from the rest")
+        last = max(i for i in range(len(opened), len(closed)) if ids[i] == end)
+        learnt[len(opened):last + 1] = [True] * (last + 1 - len(opened))
+    return ids[:-1], [i if yes else IGNORED for i, yes in zip(ids[1:], learnt[1:])]
+
+
+def document_row(tokenizer, text):
+    """A text -> (inputs, targets): every token is learnt, the end that follows it too."""
+    ids = [tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id]
+    return ids[:-1], ids[1:]
+
+
+def split_turns(tokenizer, messages, length):
+    """A conversation -> conversations of at most `length` inputs that cover it: cut before a user's turn, each with the system turn.
+
+    One exchange that is longer stays whole: `Packed` cuts its end."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    starts = [i for i in range(len(system), len(messages)) if messages[i]["role"] == "user" or i == len(system)]
+    exchanges = [messages[a:b] for a, b in zip(starts, [*starts[1:], len(messages)])]
+    parts = []
+    for exchange in exchanges:
+        longer = [*parts[-1], *exchange] if parts else None
+        if longer and len(tokenizer.chat_ids([*system, *longer], prompt=False)) <= length + 1:
+            parts[-1] = longer
+        else:
+            parts.append(list(exchange))
+    return [[*system, *part] for part in parts]
+
+
+class Packed:
+    """Rows in windows of `length`, as a data set for gencore.data.Batches: each is {"ids", "targets", "documents"}, (length,) long.
+
+    `cut`: how many rows were longer than a window and lost their end."""
+
+    def __init__(self, rows, length, *, pad=0):
+        rows = [row for row in rows if any(target != IGNORED for target in row[1][:length])]
+        if not rows:
+            raise DataError("no row has anything to learn from: a conversation needs an assistant's turn")
+        self.cut = sum(len(inputs) > length for inputs, _ in rows)
+        self.ids, self.documents = pack_documents([inputs[:length] for inputs, _ in rows], length, pad=pad)
+        self.targets, _ = pack_documents([targets[:length] for _, targets in rows], length, pad=IGNORED)      # placed by their lengths: as the ids
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        return {"ids": self.ids[index], "targets": self.targets[index], "documents": self.documents[index]}
+
+
+def packed_loss(model, batch, generator):
+    """Loss for fit() over Packed rows: attention stops at the borders of documents, positions start again there."""
+    return model.loss(batch["ids"], batch["targets"], documents=batch["documents"])
