@@ -4,7 +4,7 @@
     reply = chat([{"role": "user", "content": "I need a taxi at nine."}])
     for piece in chat.stream(messages): print(piece, end="")"""
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 
@@ -12,8 +12,11 @@ from gencore.check import InputError
 from gencore.decode import resting
 from gencore.recipe import Recipe, register
 from gencore.tokenizer import checked_messages, with_chat
-from textgen.model import CausalLM, sampling_of, seeds_of
-from textgen.text import Row, Settings, made_text, run
+from textgen.model import CausalLM, seeds_of
+from textgen.run import Trace
+from textgen.text import Row, logprobs_of, made_text, pieces
+
+REPLAYED = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "compile", "quantize")
 
 
 class Chat:
@@ -41,9 +44,11 @@ class Chat:
         max_new_tokens=None: 128, or a quarter of a shorter context."""
         settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop)
         seed = seeds_of(seed, 1)[0]
+        ids, row, trace = self._prompt(messages, settings), self._row(settings), Trace()
         with resting(self.lm):
-            reply = "".join(self._pieces(self._prompt(messages, settings), seed, settings))
-        return made_text(reply, self._recipe(messages, seed, settings))
+            reply = "".join(piece for _, piece in pieces(self.lm, [ids], [row], seeds=[seed], settings=settings, trace=trace))
+        logprobs = logprobs_of(self.lm.tokenizer, row.said, trace.by_row(1)[0])
+        return made_text(reply, self._recipe(messages, seed, settings), logprobs, trace.tally)
 
     def stream(self, messages, *, max_new_tokens=None, temperature=0.7, top_k=None, top_p=0.9, min_p=None, repetition_penalty=1.0, stop=(),
                seed=None):
@@ -79,24 +84,18 @@ class Chat:
             raise InputError(f"max_new_tokens should be between 1 and the model's {self.lm.cfg.context} tokens, got {max_new_tokens!r}")
         return self.lm._settings(max_new_tokens, *sampling_and_stop, None)
 
-    def _pieces(self, ids, seed, settings):
-        row = Row(self.lm.tokenizer, settings.stop, (*self.lm.cfg.eos, self.end), context=ids[-8:])
-        for (token,) in run(self.lm, [ids], sampling_of(settings), seeds=[seed], settings=settings):
-            if (piece := row.add(token)):
-                yield piece
-            if row.over:
-                return
-        if (piece := row.end()):
-            yield piece
+    def _row(self, settings):
+        return Row(self.lm.tokenizer, settings.stop, (*self.lm.cfg.eos, self.end))
 
     def _resting_stream(self, ids, seed, settings):
         with resting(self.lm):
-            yield from self._pieces(ids, seed, settings)
+            for _, piece in pieces(self.lm, [ids], [self._row(settings)], seeds=[seed], settings=settings):
+                yield piece
 
     def _recipe(self, messages, seed, settings):
         if self.lm.digest is None:
             return None
-        values = {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name != "window"}
+        values = {name: getattr(settings, name) for name in REPLAYED}
         return Recipe.made("chat", self.lm.name, self.lm.digest, inputs={"messages": messages}, seed=seed, settings=values)
 
 
