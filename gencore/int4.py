@@ -1,6 +1,7 @@
 """Linear layers with 4-bit weights for generating on a CPU: torch's own kernel, which multiplies in bfloat16.
 
-Every 32 weights of a row share a scale and a middle; a layer whose sizes the kernel does not take (multiples of 32) stays as it is."""
+Every 32 weights of a row share a scale and a middle; a layer whose sizes the kernel does not take (multiples of 32) stays as it is.
+Half the memory of int8, not always its speed: with AVX2 the novelist's steps are 1.2 x as fast as with int8, those of GPT-2's shape 0.5 x."""
 import torch
 from torch import nn
 
