@@ -185,18 +185,19 @@ def test_a_configuration_that_does_not_fit_is_refused(change, error, words, tmp_
 def test_unknown_names_and_wrong_options_are_named(tmp_path):
     with pytest.raises(UnknownNameError, match="novelist"):
         CausalLM.from_pretrained("novellist")
-    with pytest.raises(InputError, match='None or "int8"'):
-        CausalLM.from_pretrained("novelist", quantize="int4")
+    with pytest.raises(InputError, match='None, "int8" or "int4", got .int3.'):
+        CausalLM.from_pretrained("novelist", quantize="int3")
     with pytest.raises(InputError, match="no tokenizer"):
         CausalLM(CausalLMConfig(transformer=STACK)).generate("It")
 
 
-def test_int8_generates_and_is_not_saved(lm, tmp_path):
-    small8 = CausalLM.from_pretrained(lm.name, quantize="int8")
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_few_bits_generate_and_are_not_saved(bits, lm, tmp_path):
+    small8 = CausalLM.from_pretrained(lm.name, quantize=bits)
     text = small8.generate("It was", max_new_tokens=8, temperature=0)
     text.save(tmp_path / "a.txt")
-    assert gencore.replay(tmp_path / "a.txt") == text and text.recipe.settings["quantize"] == "int8"
-    with pytest.raises(InputError, match="int8 weights are for generating"):
+    assert gencore.replay(tmp_path / "a.txt") == text and text.recipe.settings["quantize"] == bits
+    with pytest.raises(InputError, match=f"{bits} weights are for generating"):
         small8.save_pretrained(tmp_path / "m")
 
 
@@ -285,6 +286,7 @@ def test_the_novelist_opens_in_transformers_with_the_same_greedy_tokens(novelist
     assert tokenizer.decode(said[0], skip_special_tokens=True) == novelist.generate("My dear Watson", max_new_tokens=40, temperature=0)
 
 
-def test_int8_costs_the_novelist_little(novelist):
-    quick = CausalLM.from_pretrained("novelist", quantize="int8")
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_few_bits_cost_the_novelist_little(bits, novelist):
+    quick = CausalLM.from_pretrained("novelist", quantize=bits)
     assert bits_per_byte(quick, [PASSAGE]) < bits_per_byte(novelist, [PASSAGE]) + 0.05

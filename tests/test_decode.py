@@ -10,6 +10,7 @@ from gencore.attention import AttentionConfig
 from gencore.cache import Cache, FixedCache, RollingCache
 from gencore.choose import Sampling
 from gencore.decode import CompiledStep, Stepper, compiled, decode, guided, left_padded, make_cache, pick_by_pattern, picker
+from gencore.int4 import Int4Linear, int4_linears
 from gencore.int8 import int8_linears
 from gencore.layers import MLPConfig
 from gencore.masks import padding, window
@@ -165,6 +166,20 @@ def test_int8_linears_stay_near():
         after = int8_linears(lm)(ids)
     assert 0 < (after - before).abs().max() < 0.05 * before.abs().max()
     assert not any(type(module) is torch.nn.Linear for module in lm.modules())
+
+
+def test_int4_weights_are_the_nearest_of_sixteen_and_other_sizes_stay():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 96)
+    layer, x = Int4Linear(linear), torch.randn(2, 5, 64)
+    groups = linear.weight.detach().view(96, 2, 32)
+    step = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+    nearest = groups.amin(-1, keepdim=True) + ((groups - groups.amin(-1, keepdim=True)) / step).round() * step
+    wanted = torch.nn.functional.linear(x, nearest.view(96, 64), linear.bias)
+    torch.testing.assert_close(layer(x), wanted, atol=0.02, rtol=0.01)                    # bfloat16 within
+    assert (layer(x) - linear(x)).abs().max() > 3 * (layer(x) - wanted).abs().max()
+    stack = int4_linears(torch.nn.Sequential(torch.nn.Linear(64, 40), torch.nn.Linear(64, 32)))
+    assert [type(module) for module in stack] == [torch.nn.Linear, Int4Linear]
 
 
 def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):

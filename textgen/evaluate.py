@@ -68,6 +68,6 @@ def _score(lm, ids, sizes, rows):
     inputs, targets = inputs.to(lm.embedding.weight.device), targets.to(lm.embedding.weight.device)
     if isinstance(lm.head, nn.Linear):
         nats, _ = lm.loss(inputs, targets)
-    else:                                                                    # int8: its head is no matrix that the loss could take
+    else:                                                                    # int8, int4: the head is no matrix that the loss could take
         nats = F.cross_entropy(lm(inputs).flatten(0, 1).float(), targets.flatten(), reduction="sum")
     return float(nats) / math.log(2), counted

@@ -12,6 +12,7 @@ from gencore.check import CheckpointError, InputError, dims, nearest
 from gencore.checkpoint import read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.decode import CompiledStep, column_major, resting
 from gencore.embeddings import LearnedPositions
+from gencore.int4 import int4_linears
 from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
 from gencore.loss import capped, chunked_cross_entropy
@@ -24,6 +25,8 @@ from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, layout_of, read_state
 from textgen.run import Trace
 from textgen.text import SEEDS, Settings, as_list, joined, logprobs_of, made_text, pieces, score, started
+
+PREPARED = {None: column_major, "int8": int8_linears, "int4": int4_linears}              # how weights lie for generating
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class CausalLM(nn.Module):
     def trainable(self):
         """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding."""
         if self.quantize:
-            raise InputError("int8 weights are for generating: train the model that was loaded without quantize")
+            raise InputError(f"{self.quantize} weights are for generating: train the model that was loaded without quantize")
         lm = CausalLM(self.cfg, self.tokenizer)
         lm.load_state_dict(self.state_dict())
         return lm
@@ -184,9 +187,9 @@ class CausalLM(nn.Module):
     def from_pretrained(cls, name_or_folder, *, dtype=torch.float32, device="cpu", compile=False, quantize=None):
         """A shipped name ("novelist"), a folder, or a Hub id -> the model with its tokenizer, in eval mode.
 
-        compile: generation's steps go through torch.compile (half a minute once). quantize="int8": 8-bit weights, CPU only."""
-        if quantize not in (None, "int8"):
-            raise InputError(f'quantize should be None or "int8", got {quantize!r}{nearest(quantize, ["int8"])}')
+        compile: generation's steps go through torch.compile (half a minute once). quantize="int8" or "int4": weights of so many bits, CPU only."""
+        if quantize not in PREPARED:
+            raise InputError(f'quantize should be None, "int8" or "int4", got {quantize!r}{nearest(quantize, ["int8", "int4"])}')
         folder = resolve(name_or_folder, "textgen")
         try:
             cfg, state = read_folder(folder)
@@ -203,7 +206,7 @@ class CausalLM(nn.Module):
         shipped = folder.parent == Path(__file__).parent / "pretrained"
         model.name, model.digest = folder.name if shipped else os.fspath(folder.resolve()), weights_digest(folder)
         model.compile, model.quantize = compile, quantize
-        (int8_linears if quantize else column_major)(model)
+        PREPARED[quantize](model)
         return model.eval()
 
     def save_pretrained(self, folder, *, dtype=None):
@@ -213,7 +216,7 @@ class CausalLM(nn.Module):
     def files(self, *, dtype=None):
         """What save_pretrained writes, for gencore.checkpoint.save_folder and fit's export."""
         if self.quantize:
-            raise InputError("int8 weights are for generating: save the model that was loaded without quantize")
+            raise InputError(f"{self.quantize} weights are for generating: save the model that was loaded without quantize")
         special = {key: value for key, value in special_fields(self.cfg).items() if value is not None}
         return {**files_of(self, dtype, kind="CausalLM", tied=tied_names(self.cfg)), "generation_config.json": special}
 

@@ -115,7 +115,7 @@ class Settings:
     beams: int = 1                                   # more: the likeliest text that a beam search finds
     length_penalty: float = 1.0                      # of a beam search: above 0 longer texts are favoured
     compile: bool = False                            # compiled steps round differently
-    quantize: str | None = None                      # so do int8 weights
+    quantize: str | None = None                      # so do int8 and int4 weights
 
     def __post_init__(self):
         if isinstance(self.beams, bool) or not isinstance(self.beams, int) or self.beams < 1:
