@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results" / "word_senses.json"
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["novelist"], help="beside the small one")
-    parser.add_argument("--steps", type=int, default=400, help="of training the small one")
+    parser.add_argument("--steps", type=int, default=250, help="of training the small one")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     results = {"versions": versions(), "seeds": args.seeds, "steps": args.steps}

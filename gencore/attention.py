@@ -40,7 +40,7 @@ def attend(q, k, v, mask=None, *, scale=None, softcap=None):
     mask broadcasts to (B,N,T,S): bool, True = visible; float, added to the scores; CAUSAL; or Tiles, of which only the visible ones are
     computed. softcap needs the eager form (Gemma 2)."""
     if isinstance(mask, Tiles):
-        return mask.join([attend(*part.gather(q, k, v), part.seen, scale=scale, softcap=softcap) for part in mask.parts])
+        return attend_tiles(q, k, v, mask, scale=scale, softcap=softcap)
     if softcap is not None:
         return attend_eager(q, k, v, mask, scale=scale, softcap=softcap)[0]
     if mask is CAUSAL and q.shape[2] != k.shape[2]:
@@ -96,19 +96,41 @@ def _causal(q, k):
 
 def attend_eager(q, k, v, mask=None, *, scale=None, softcap=None):
     """As `attend`, step by step; returns ((B,N,T,E), weights (B,N,T,S)): for soft-caps, explanations, and as the reference."""
-    N, G = q.shape[1], k.shape[1]
-    k, v = (t.repeat_interleave(N // G, dim=1) for t in (k, v))                   # (B, N, S, E)
-    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)     # (B, N, T, S)
+    scores = _scores(q, k, mask, scale=scale, softcap=softcap)
+    weights = scores.float().softmax(-1).to(v.dtype)                              # (B, N, T, S)
+    return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1), weights
+
+
+def _scores(q, k, mask, *, scale, softcap):
+    """What the softmax takes: (B,N,T,S)."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)                      # (B, N, S, E)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is CAUSAL:
         mask = _causal(q, k)
     if mask is not None and mask.is_floating_point():
-        scores = scores + mask
-    elif mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.float().softmax(-1).to(v.dtype)                              # (B, N, T, S)
-    return weights @ v, weights
+        return scores + mask
+    return scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+
+def attend_tiles(q, k, v, tiles, *, scale=None, softcap=None):
+    """As `attend`, by Tiles. What several covers give is weighed by their sums of exponentials, as if one softmax had seen all."""
+    def joined(form):
+        return [cover.join([form(*part.gather(q, k, v), part.seen, scale=scale, softcap=softcap) for part in cover.parts]) for cover in tiles.covers]
+
+    if len(tiles.covers) == 1:
+        return joined(attend)[0]
+    both = torch.stack(joined(_with_log_sum))                                     # (covers, B, N, T, E + 1)
+    return (both[..., :-1] * both[..., -1:].softmax(0)).sum(0).to(v.dtype)
+
+
+def _with_log_sum(q, k, v, mask, *, scale, softcap):
+    """(B,N,T,E + 1) float32: what attention gives, and the logarithm of its sum of exponentials."""
+    scores = _scores(q, k, mask, scale=scale, softcap=softcap).float()
+    log_sum = scores.logsumexp(-1, keepdim=True)                                  # (B, N, T, 1)
+    out = (scores - log_sum).exp().to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    return torch.cat((out.float(), log_sum), -1)
 
 
 class HeadNorm(nn.Module):

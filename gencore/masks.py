@@ -21,14 +21,27 @@ class Sparse:
     layout: torch.Tensor | None = None           # bool (queries, keys) in squares of `size` slots (Zaheer et al. 2020)
     size: int | None = None
 
+    beyond: "Sparse | None" = None               # a pattern whose pairs are left out of this one
+
     def dense(self, query, key):
         """Slots that broadcast -> bool, True = visible."""
-        seen = (query - key).abs() < self.width
+        seen = nearer(query, key, self.width)
         if self.stride is not None:
-            seen = seen | ((query - key) % self.stride == 0)
+            seen = seen | (query % self.stride == key % self.stride)
         if self.first:
             seen = seen | (query < self.first) | (key < self.first)
-        return seen if self.layout is None else seen | self.layout[query // self.size, key // self.size]
+        if self.layout is not None:
+            seen = seen | self.layout[query // self.size, key // self.size]
+        return seen if self.beyond is None else seen & ~self.beyond.dense(query, key)
+
+    def split(self):
+        """-> [what slots near each other or by name see, what only the stride shows]; what is empty is left out."""
+        if self.stride is None:
+            return [self]
+        rest = replace(self, stride=None)
+        if not rest.width and not rest.first and rest.layout is None:
+            return [self]
+        return [rest, Sparse(stride=self.stride, beyond=rest)]
 
     def touches(self, query, key):
         """(first, last) slots of spans no longer than `size`, that broadcast -> bool, False = nothing between them is visible."""
@@ -93,6 +106,10 @@ class Mask:
         """Whether slots alone say that most pairs are hidden: what `tile` and `touches` take."""
         return (self.width is not None or self.sparse is not None) and self.blocks is None and self.prefix is None
 
+    def split(self):
+        """-> [Mask, ...] whose visible pairs are disjoint: those of a stride, which lie far apart, apart from the others."""
+        return [self] if self.sparse is None else [replace(self, sparse=part) for part in self.sparse.split()]
+
     def tile(self, query, key):
         """query (R,T,1), key (R,1,S) slots of R small attentions -> bool (R,T,S) or (B,R,T,S)."""
         return both_of(self._by_slot(query, key), self._by_row(query, key))
@@ -118,7 +135,7 @@ class Mask:
         """The rules that are the same in every row: slots that broadcast -> bool, or None."""
         seen = key <= query if self.is_causal else None
         if self.width is not None:
-            seen = both_of(seen, key > query - self.width if self.is_causal else (key - query).abs() < self.width)
+            seen = both_of(seen, key > query - self.width if self.is_causal else nearer(query, key, self.width))
         return both_of(seen, None if self.sparse is None else self.sparse.dense(query, key))
 
     def _by_row(self, query, key):
@@ -129,6 +146,11 @@ class Mask:
     def with_window(self, width):
         """The same mask, no wider than `width` (None changes nothing): layers of one model differ only in this."""
         return self if width is None else replace(self, width=width if self.width is None else min(width, self.width))
+
+
+def nearer(query, key, width):
+    """Slots that broadcast -> bool: less than `width` apart. By comparisons, which allocate an eighth of what a difference does."""
+    return (key > query - width) & (key < query + width)
 
 
 def both_of(one, other):

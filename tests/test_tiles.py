@@ -17,15 +17,17 @@ from gencore.transformer import Transformer, TransformerConfig
 B, N, E = 2, 4, 6
 close = torch.testing.assert_close
 RANDOM = torch.rand(9, 9, generator=torch.Generator().manual_seed(2)) < 0.3
-PATTERNS = {"window": window(21), "strided": sparse(width=24, stride=24), "odd stride": sparse(stride=7), "global": sparse(width=10, first=3),
-            "only global": sparse(first=3), "squares as tiles": block_sparse(RANDOM, 16), "small squares": block_sparse(RANDOM.repeat(4, 4), 5),
+PATTERNS = {"window": window(21), "strided": sparse(width=24, stride=24), "odd stride": sparse(stride=7),
+            "stride beside others": sparse(width=5, first=2, stride=13), "global": sparse(width=10, first=3), "only global": sparse(first=3),
+            "squares as tiles": block_sparse(RANDOM, 16), "small squares": block_sparse(RANDOM.repeat(4, 4), 5),
             "large squares": block_sparse(RANDOM, 23), "window of a pattern": window(40) & sparse(stride=16, width=3)}
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Tiles of 16, used however short the sequence is."""
+    """Tiles of 16 and 8, used however short the sequence is."""
     monkeypatch.setattr(tiles, "TILE", 16)
+    monkeypatch.setattr(tiles, "FINE", 8)
     monkeypatch.setattr(tiles, "SHORTEST", 2)
     monkeypatch.setattr(tiles, "WORTH", float("inf"))
 
@@ -35,13 +37,15 @@ def heads(groups, queries, keys):
 
 
 def both_ways(mask, qkv, first=0, **settings):
-    """(outputs and gradients by tiles, the same by the dense mask), the queries being the last of the keys, which begin at `first`."""
+    """(outputs and gradients by tiles, the same by the dense mask), the queries being the last of the keys, which begin at `first`.
+
+    What a query that sees nothing gets is thrown away."""
     T, S = qkv[0].shape[2], qkv[1].shape[2]
     query, key = torch.arange(first + S - T, first + S), torch.arange(first, first + S)
-    sent, results = torch.randn(qkv[0].shape), []
-    for form in (tiles_of(mask, query, key, rows=B), mask.dense(query, key)):
-        out = attend(*qkv, form, **settings)
-        results.append((out, *torch.autograd.grad(out, qkv, sent.to(out.dtype))))
+    dense, sent, results = mask.dense(query, key), torch.randn(qkv[0].shape), []
+    for form in (tiles_of(mask, query, key, rows=B), dense):
+        out = attend(*qkv, form, **settings) * dense.any(-1, keepdim=True)
+        results.append((out, *torch.autograd.grad(out, qkv, sent)))
     return results
 
 
@@ -75,14 +79,14 @@ def test_a_softcap_and_a_scale_are_those_of_dense_attention(small):
                                   sparse(first=20), block_sparse(RANDOM, 16), block_sparse(RANDOM, 23)])
 def test_a_tile_is_left_out_exactly_when_nothing_in_it_is_visible(mask):
     slots, size = torch.arange(101), 16
-    spans = tiles._spans(slots, size)
+    spans = torch.stack((slots[::size], (slots[::size] + size - 1).clamp(max=100)))
     touched = mask.touches(spans[:, :, None], spans[:, None])
     dense = torch.nn.functional.pad(mask.dense(slots, slots), (0, 11, 0, 11)).view(7, size, 7, size).any(3).any(1)
     assert torch.equal(touched, dense)
 
 
 @pytest.mark.parametrize("mask", [causal(), padding(torch.ones(B, 2048)), causal() & window(1900), window(64) & prefix(torch.tensor([3, 4])),
-                                  window(64) & blocks(torch.ones(2048, 2048, dtype=torch.bool)), sparse(stride=2)])
+                                  window(64) & blocks(torch.ones(2048, 2048, dtype=torch.bool)), sparse(stride=2, width=9)])
 def test_a_mask_that_hides_little_or_by_no_rule_of_slots_stays_dense(mask):
     assert tiles_of(mask, torch.arange(2048), torch.arange(2048)) is None
 

@@ -48,12 +48,13 @@ def halves(items, generator):
 
 
 def unlabelled(count, seed):
-    """-> sentences that tell no sense, to train a model on: four cues each, two before the word and two after it."""
+    """-> sentences that tell no sense, to train a model on: four cues each, two before the word and two right after it, so that the state of the
+    word has to foretell them."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda items: items[int(torch.randint(len(items), (), generator=generator))]
     topics = [(word, cues.split()) for word, senses in SENSES.items() for cues in senses.values()]
     chosen = [draw(topics) for _ in range(count)]
-    return [f"{draw(FRAMES).format(a=draw(cues), b=draw(cues))} {word}, the {draw(cues)}, the {draw(cues)}." for word, cues in chosen]
+    return [f"{draw(FRAMES).format(a=draw(cues), b=draw(cues))} {word} {draw(cues)} {draw(cues)}." for word, cues in chosen]
 
 
 @torch.no_grad()

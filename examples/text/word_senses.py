@@ -3,7 +3,7 @@
     python examples/text/word_senses.py                      trains a small model on sentences made here, then probes it: a minute or two
     python examples/text/word_senses.py --model novelist     probes a model that is there: a shipped name, a folder, or a Hub id
 
-The model reads unlabelled sentences ("First came the oak, then the elm, and last of all the bark, the roots, the boughs."). The probe learns from
+The model reads unlabelled sentences ("First came the oak, then the elm, and last of all the bark roots boughs."). The probe learns from
 half of the frames and cue words which sense a word has, and is judged on the other half (textgen/word_senses.py). Expect above 95 % by the
 contextual vectors of the small model, 75 % by the novelist's, 50 % by static ones. Draws the test sentences by what the probe says of them."""
 import argparse
@@ -64,7 +64,7 @@ def draw(results, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a causal model that is there, instead of training one")
-    parser.add_argument("--steps", type=int, default=400, help="of training, 64 sentences each")
+    parser.add_argument("--steps", type=int, default=250, help="of training, 64 sentences each")
     parser.add_argument("--seed", type=int, default=0, help="which half of frames and cue words the probe learns from")
     parser.add_argument("--out", type=Path, default=Path("senses.png"), help="picture (default senses.png)")
     args = parser.parse_args()
