@@ -154,6 +154,23 @@ class Family:
             raise CheckpointError(f'the layout of {self.name} has no place for "{min(left)}" ({len(left)} such in all)')
         return theirs
 
+    def parts(self, cfg, shapes):
+        """{our name: shape} of matrices -> [(their name, our name, (first, last) of its rows, stored as (in, out) there)].
+
+        For what stands beside a matrix rather than in its place, such as a low-rank adapter."""
+        found = []
+        for rule in self.rules(cfg):
+            if isinstance(rule, (Tie, Drop, Join)):
+                continue
+            for numbers in _bindings((rule.ours,), shapes):
+                ours, first = _filled(rule.ours, numbers), 0
+                rows, columns = shapes[ours]
+                for theirs, size in zip(_tuple(rule.theirs), rule.sizes if isinstance(rule, Split) else (rows,)):
+                    turned = isinstance(rule, Convert) and rule.back(torch.empty(1, 2, device="meta")).shape == (2, 1)
+                    found.append((_filled(theirs, numbers), ours, (first, first + size), turned))
+                    first += size
+        return found
+
     def check_shapes(self, cfg, theirs, ours):
         """{their name: shape}, {our name: shape}: CheckpointError when the weights do not fit; nothing is allocated."""
         made = self.import_state(cfg, {name: torch.empty(tuple(shape), device="meta") for name, shape in theirs.items()})

@@ -150,7 +150,8 @@ def test_a_template_with_a_newline_after_the_end_is_learnt_to_the_end(chat):
     tokenizer = Tokenizer(chat.lm.tokenizer.engine, {**chat.lm.tokenizer.config, "chat_template": source})
     _, targets = conversation_row(tokenizer, TALK)
     assert tokenizer.decode([t for t in targets if t != -100], keep_special=True) == "At nine?<|end|>In the old town.<|end|>"
-    last = Tokenizer(tokenizer.engine, {**tokenizer.config, "chat_template": source.replace("+ m.content", "+ (m.content if loop.last else '')")})
+    forgets = source.replace("+ m.content", "+ (m.content if loop.last or m.role != 'assistant' else '')")
+    last = Tokenizer(tokenizer.engine, {**tokenizer.config, "chat_template": forgets})
     with pytest.raises(InputError, match="writes message 2 in another way when more follows"):
         conversation_row(last, TALK)
     with pytest.raises(InputError, match="begins with the assistant's words"):
