@@ -34,14 +34,14 @@ PATTERNS = {                                                  # length -> a Mask
     "window 256": lambda T: window(256),
     "window 256, 4 global": lambda T: sparse(width=256, first=4),
     "random blocks": lambda T: block_sparse(random_blocks(T // 128), 128),
-    "strided, sqrt(T)": lambda T: sparse(width=int(T ** 0.5), stride=32 * round(T ** 0.5 / 32)),
+    "strided, sqrt(T)": lambda T: sparse(width=int(T ** 0.5), stride=int(T ** 0.5)),
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--rounds", type=int, default=3, help="of each contender up to 8k; longer ones once")
+    parser.add_argument("--rounds", type=int, default=5, help="of each contender up to 8k; longer ones once")
     parser.add_argument("--heads", type=int, default=2, help="of 64 channels")
     parser.add_argument("--backward", action="store_true", help="gradients of queries, keys and values as well")
     parser.add_argument("--decode", type=int, default=100_000, help="tokens that are decoded through the rolling cache")

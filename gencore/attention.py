@@ -128,8 +128,10 @@ def attend_tiles(q, k, v, tiles, *, scale=None, softcap=None):
 def _with_log_sum(q, k, v, mask, *, scale, softcap):
     """(B,N,T,E + 1) float32: what attention gives, and the logarithm of its sum of exponentials."""
     scores = _scores(q, k, mask, scale=scale, softcap=softcap).float()
-    log_sum = scores.logsumexp(-1, keepdim=True)                                  # (B, N, T, 1)
-    out = (scores - log_sum).exp().to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    weights = scores.softmax(-1)                                                  # (B, N, T, S)
+    top, place = scores.max(-1, keepdim=True)
+    log_sum = top - weights.gather(-1, place).log()                               # (B, N, T, 1), true of any place, exact at the top
+    out = weights.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     return torch.cat((out.float(), log_sum), -1)
 
 
