@@ -1,11 +1,37 @@
 """Conversations and documents as training rows: the loss is on the assistant's words alone, and several share a window.
 
 A row is (inputs, targets), both lists of ids; target -100 means that nothing is to be learnt there."""
+import json
+from pathlib import Path
+
 from gencore.check import DataError, InputError
 from gencore.data import pack_documents
 from gencore.loss import IGNORED
 from gencore.tokenizer import checked_messages
 from textgen.chat import turn_end
+
+
+def read_conversations(path):
+    """A file of {"messages": [{"role", "content"}, ...]}, JSON lines or parquet -> list of rows, each checked; other columns stay."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no file {path}: give a .jsonl or .parquet file with a conversation in each row")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        else:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (ValueError, OSError) as error:                    # pyarrow's errors are ValueErrors, and so are those of JSON and UTF-8
+        raise DataError(f"{path} can't be read as rows of JSON or parquet: {error}") from None
+    for number, row in enumerate(rows):
+        try:
+            checked_messages(row["messages"] if isinstance(row, dict) and "messages" in row else row)
+        except InputError as error:
+            raise DataError(f"{path}, row {number}: {error}") from None
+    if not rows:
+        raise DataError(f"{path} holds no conversation")
+    return rows
 
 
 def conversation_row(tokenizer, messages):

@@ -68,7 +68,8 @@ def pair(lm, example, number):
         opened = lm.tokenizer.chat_ids(example["prompt"])
         inputs, targets = conversation_row(lm.tokenizer, [*example["prompt"], {"role": "assistant", "content": example[kind]}])
         if len(inputs) > lm.cfg.context:
-            raise DataError(f"preference {number}: prompt and {kind} answer have {len(inputs)} tokens, the model reads {lm.cfg.context}: leave it out")
+            raise DataError(f"preference {number}: prompt and {kind} answer have {len(inputs)} tokens, the model reads "
+                            f"{lm.cfg.context}: leave it out")
         rows.append((inputs, [IGNORED] * (len(opened) - 1) + targets[len(opened) - 1:]))
     return rows
 
