@@ -40,8 +40,7 @@ class PairRun:
                                                                    eval_every=300, save_every=300))
 
 
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-        "nineteen").split()
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
@@ -81,8 +80,8 @@ def new(kind, cfg, tokenizer):
     if kind == "transformer":
         encoder, decoder = (transformer_stack(cfg.width, cfg.layers, cfg.heads, cfg.mlp, dropout=cfg.dropout, cross=cross) for cross in (False, True))
         return Seq2SeqLM(Seq2SeqConfig(len(tokenizer), cfg.context, encoder, decoder, embedding_scale=cfg.width ** 0.5), tokenizer)
-    return AttentionSeq2Seq(AttentionSeq2SeqConfig(len(tokenizer), cfg.context, cfg.width, cfg.hidden, {"attention": "additive"}.get(kind, "none"),
-                                                   cfg.dropout), tokenizer)
+    attention = "additive" if kind == "attention" else "none"
+    return AttentionSeq2Seq(AttentionSeq2SeqConfig(len(tokenizer), cfg.context, cfg.width, cfg.hidden, attention, cfg.dropout), tokenizer)
 
 
 def main():
@@ -94,27 +93,26 @@ def main():
     tokenizer = train_pair_tokenizer([text for pair in pairs for text in pair], cfg.vocab, cfg.context)
     model = new(args.model, cfg, tokenizer)
     print(f"{what}: {len(pairs):,} pairs, {len(unseen):,} held out; {sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
-    batches = PairBatches(unseen, tokenizer, min(cfg.train.batch, len(unseen)))
 
     def evaluate(model):
+        batches = PairBatches(unseen, tokenizer, min(cfg.train.batch, len(unseen)))
         sums = [model.loss(**batch) for batch in batches.in_order()]
         made = model.generate([source for source, _ in unseen[:200]], max_new_tokens=cfg.context)
-        right = sum(mine == theirs for mine, (_, theirs) in zip(made, unseen))
-        return {"held_out_loss": float(sum(s for s, _ in sums) / sum(n for _, n in sums)), "exactly_right": right / len(made)}
+        right = sum(mine == theirs for mine, (_, theirs) in zip(made, unseen)) / len(made)
+        return {"held_out_loss": float(sum(s for s, _ in sums) / sum(n for _, n in sums)), "exactly_right": right}
 
     def sample(model, folder, step):
-        asked = unseen[:6]
-        made = model.generate([source for source, _ in asked], beams=cfg.beams, max_new_tokens=cfg.context)
-        said = "\n\n".join(f"{source}\n  {mine}\n  ({theirs})" for (source, theirs), mine in zip(asked, made))
+        made = model.generate([source for source, _ in unseen[:6]], beams=cfg.beams, max_new_tokens=cfg.context)
+        said = "\n\n".join(f"{source}\n  {mine}\n  ({theirs})" for (source, theirs), mine in zip(unseen, made))
         print(f"\n--- step {step} ---\n{said}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(said + "\n", encoding="utf-8")
         if args.model == "attention":
-            model.draw_alignment(asked[0][0], folder / f"{step:06d}-alignment.png")
+            model.draw_alignment(unseen[0][0], folder / f"{step:06d}-alignment.png")
 
     run = Run(out, resume=args.resume, extend=True, export=type(model).files, evaluate=evaluate, sample=sample,
               card={"title": out.name, "Data": what, "Command": "python " + " ".join(sys.argv)})
-    data = PairBatches(pairs, tokenizer, cfg.train.batch, cfg.train.seed)
-    fit(model, lambda model, batch, generator: model.loss(**batch), data, cfg.train, run=run)
+    loss = lambda model, batch, generator: model.loss(**batch)
+    fit(model, loss, PairBatches(pairs, tokenizer, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: {type(model).__name__}.from_pretrained("{out}/model")', file=sys.stderr)
 
 
