@@ -24,7 +24,7 @@ PAIRS = ("wordsim353.tsv", "simlex999.tsv")
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="text: a folder of .txt files, one text file, or parquet with a text column")
-    parser.add_argument("--tasks", type=Path, required=True, help="folder of the three tests")
+    parser.add_argument("--tasks", type=Path, help="folder of the three tests (default: wordvec beside the data)")
     parser.add_argument("--objective", choices=["skip-gram", "cbow"], default="skip-gram")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -39,7 +39,7 @@ def main():
     for seed in range(1, args.seeds + 1):
         cfg = Word2VecConfig(args.objective, epochs=args.epochs, seed=seed)
         for name, learn in (("commonthread", ours), ("gensim", theirs)):
-            rows[name].append(judged(*learn(sentences, cfg, args.threads), args.tasks))
+            rows[name].append(judged(*learn(sentences, cfg, args.threads), args.tasks or args.data.parent / "wordvec"))
     table = {name: {figure: statistics.median(run[figure] for run in runs) for figure in runs[0]} for name, runs in rows.items()}
     for figure in table["gensim"]:
         print(f"{figure:28} " + "   ".join(f"{name} {row[figure]:12,.3f}" for name, row in table.items()))

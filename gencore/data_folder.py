@@ -278,11 +278,14 @@ def _table(files, split, kind):
 
 
 def _named_text(rows, text, kind):
-    """Rows whose column `text` is called "text" as well."""
+    """Rows whose column `text` is called "text" as well; each has words there."""
     if text not in rows.columns:
         other = next((name for name in rows.columns if name not in (kind, "file_name", "split")), "caption")
         raise DataError(f'{rows.names[0]} and the others have no column "{text}" (they have {", ".join(rows.columns)}): '
                         f'say which one holds the words, such as text="{other}"')
+    for name, words in zip(rows.names, rows.columns[text]):
+        if not isinstance(words, str):
+            raise DataError(f'{name} has no words in "{text}", got {words!r}: give it some, or take it out of the data')
     rows.columns["text"] = rows.columns[text]
     return rows
 

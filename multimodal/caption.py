@@ -1,7 +1,7 @@
 """Captioner: a picture -> words, by a model in LLaVA's layout.
 
     reader = Captioner.from_pretrained("reader")
-    reader("photo.png")                      # "slice of pizza"
+    reader("photo.png")                      # "pizza"
     reader([picture, "photo.png"])           # a list of captions"""
 import base64
 import io

@@ -136,6 +136,10 @@ def test_clips_come_from_an_audiofolder_at_one_rate_and_loudness(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(line.replace("speaker", "who") for line in lines))
     with pytest.raises(DataError, match="text and speaker"):
         read_clips(tmp_path, 8000)
+    for missing in ("text", "speaker"):
+        (tmp_path / "metadata.jsonl").write_text("\n".join((lines[0], lines[1].replace(f'"{missing}"', '"other"'))))
+        with pytest.raises(DataError, match=rf"b\.wav has no {missing}: give it one"):
+            read_clips(tmp_path, 8000)
 
 
 def test_windows_are_a_function_of_the_step(tmp_path):

@@ -92,8 +92,7 @@ def test_the_text_ends_at_the_end_token(lm):
 
 
 def test_texts_may_outgrow_the_context(lm):
-    assert len(lm.tokenizer.encode(lm.generate("It was", max_new_tokens=120, seed=1, temperature=1.0))) > 48 \
-        or lm.generate("It was", max_new_tokens=120, seed=1).recipe is not None
+    assert max(len(lm.generate("It was", max_new_tokens=120, seed=seed, temperature=1.0).logprobs.ids) for seed in range(3)) > 48
     long = "It was a dark night, and the rain fell. " * 20
     assert lm.generate(long, max_new_tokens=3, window=48, seed=0).startswith(long)
 
@@ -258,9 +257,9 @@ PASSAGE = ("The old man came into the room and shut the door behind him. He did 
            "had been laid, but stood for a long time at the window with his hands behind his back.\n\n"
            '"You have been to the village," said his daughter at last.\n\n'
            '"I have been to the village," he answered, "and I wish that I had stayed at home."')
-GOLDEN_BITS = 0.9641
-GOLDEN_TEXT = ("It was a dark night, and the rain was full of the rain.\n\n"
-               "\"I was going to see you, Mr. Holmes,\" said he, \"and")
+GOLDEN_BITS = 0.9648
+GOLDEN_TEXT = ("It was a dark night, and the rain was coming.\n\n"
+               "\"I was going to see you, and I was going to see you, and I was going")
 
 
 @pytest.fixture(scope="module")
