@@ -89,6 +89,26 @@ def read_json(path):
     return values
 
 
+def read_text(path, *, limit):
+    """A text file of at most `limit` bytes -> str, compared with its digest."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}: the checkpoint is incomplete, save or download it again")
+    if path.stat().st_size > limit:
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, expected at most {limit:,}: it is not what its name says")
+    raw = path.read_bytes()
+    digest.check_bytes(path, raw)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 at byte {error.start}") from None
+
+
+def belongs(path):
+    """Whether a file is there, or its folder's digests say that it should be."""
+    return Path(path).is_file() or digest.find_digest(path) is not None
+
+
 def resolve(name_or_folder, package, *, hub=True):
     """A shipped name of `package` ("textgen"), an existing folder, else (if `hub`) a Hub id "owner/name" -> Path of the folder."""
     shipped = {path.name: path for path in _pretrained(package).glob("*") if path.is_dir() and path.name[0] not in "._"}

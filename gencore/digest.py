@@ -169,6 +169,13 @@ def check_fields(path, raw, values):
     raise CheckpointError(f"{path}: spaces or the order of fields differ from the digest; {ON_PURPOSE}")
 
 
+def check_bytes(path, raw):
+    """Compares a file, read as `raw`, with its digest."""
+    entry = find_digest(path)
+    if entry is not None and hashlib.sha256(raw).hexdigest() != entry["sha256"]:
+        raise CheckpointError(f"{path} differs from its digest; {ON_PURPOSE}")
+
+
 def _entry(path, name, value, start):
     """One value of the header -> Entry, checked against itself."""
     where = f'{path}: header: tensor "{name}"'

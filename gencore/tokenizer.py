@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from gencore.check import CheckpointError, InputError
+from gencore.checkpoint import belongs, read_json, read_text
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -121,20 +122,20 @@ class Tokenizer:
         """Folder with tokenizer.json (and tokenizer_config.json, chat_template.jinja) -> Tokenizer."""
         from tokenizers import Tokenizer as Engine
         folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
+        path, config_path, template = (folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"))
+        if not belongs(path):
             raise CheckpointError(f"{folder} has no tokenizer.json: only tokenizers of the `tokenizers` library are read")
+        read_json(path)                                        # strictly, and against its digest
         try:
             engine = Engine.from_file(str(path))
-            config_path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-            config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
         except Exception as error:                             # the library raises bare Exception
             raise CheckpointError(f"{path} can't be read: {error}") from error
-        if template.is_file():
-            if template.stat().st_size > TEMPLATE_BYTES:
-                raise CheckpointError(f"{template} has {template.stat().st_size:,} bytes, expected at most {TEMPLATE_BYTES:,}: "
-                                      "it is no chat template")
-            config["chat_template"] = template.read_text(encoding="utf-8")
+        config = read_json(config_path) if belongs(config_path) else {}
+        for role in SPECIAL_ROLES:
+            if not isinstance(_content(config.get(role)), (str, type(None))):
+                raise CheckpointError(f'{config_path}: field "{role}" should be a token, got {config[role]!r:.80}')
+        if belongs(template):
+            config["chat_template"] = read_text(template, limit=TEMPLATE_BYTES)
         return cls(engine, config)
 
 

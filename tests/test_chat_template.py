@@ -54,7 +54,7 @@ def test_the_template_comes_back_with_the_folder(tokenizer, tmp_path):
     assert Tokenizer(tokenizer.engine, {**tokenizer.config, "chat_template": [
         {"name": "rag", "template": "no"}, {"name": "default", "template": "{{ messages[0].role }}"}]}).chat(TALK) == "system"
     (tmp_path / "t" / "chat_template.jinja").write_text("x" * 500_000)
-    with pytest.raises(CheckpointError, match="has 500,000 bytes, expected at most 400,000: it is no chat template"):
+    with pytest.raises(CheckpointError, match="has 500,000 bytes, expected at most 400,000: it is not what its name says"):
         Tokenizer.from_folder(tmp_path / "t")
 
 

@@ -86,6 +86,37 @@ def test_transformers_opens_the_folder_with_the_same_ids(tokenizer, tmp_path):
     assert (theirs.eos_token_id, theirs.pad_token_id, theirs.model_max_length) == (0, 1, 64)
 
 
+@pytest.mark.parametrize("file, change, words", [
+    ("tokenizer.json", lambda text: text.replace('"Ġcat"', '"Ġcot"'), r'tokenizer.json: field "model" differs from its digest'),
+    ("tokenizer.json", None, "no file .*tokenizer.json: the checkpoint is incomplete"),
+    ("tokenizer_config.json", lambda text: text.replace(PAD, END), r'field "pad_token" differs'),
+    ("tokenizer_config.json", None, "no file .*tokenizer_config.json: the checkpoint is incomplete"),
+    ("chat_template.jinja", lambda text: text + " ", "chat_template.jinja differs from its digest"),
+    ("chat_template.jinja", None, "no file .*chat_template.jinja")])
+def test_a_tampered_tokenizer_is_refused(tokenizer, tmp_path, file, change, words):
+    chatty = Tokenizer(tokenizer.engine, {**tokenizer.config, "chat_template": "{{ messages[0].content }}"})
+    save_folder(tmp_path / "t", chatty.files())
+    path = tmp_path / "t" / file
+    if change is None:
+        path.unlink()
+    else:
+        text = path.read_text(encoding="utf-8")
+        assert change(text) != text
+        path.write_text(change(text), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=words):
+        Tokenizer.from_folder(tmp_path / "t")
+
+
+@pytest.mark.parametrize("config, words", [
+    ("{", "tokenizer_config.json is not JSON"), ("[]", "should hold one object with fields, got list"),
+    ('{"eos_token": 5}', 'field "eos_token" should be a token, got 5'), ('{"pad_token": {"content": []}}', 'field "pad_token" should be a token')])
+def test_a_foreign_tokenizer_with_a_bad_configuration_is_refused(tokenizer, tmp_path, config, words):
+    (tmp_path / "tokenizer.json").write_text(tokenizer.engine.to_str(), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=words):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_wrong_input_is_named(tokenizer, tmp_path):
     with pytest.raises(InputError, match="at least 258"):
         train_bpe(WORDS, 100)

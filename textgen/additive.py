@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gencore.attention import AdditiveAttention
 from gencore.check import InputError
-from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
+from gencore.checkpoint import belongs, load_tensors, read_json, resolve, save_folder
 from gencore.config import check_choices, from_dict, to_dict
 from gencore.decode import resting
 from gencore.tokenizer import Tokenizer
@@ -160,7 +160,7 @@ class AttentionSeq2Seq(nn.Module):
         state = load_tensors(folder / "model.safetensors", expect=shapes)
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
         model.requires_grad_(True)
-        if (folder / "tokenizer.json").is_file():
+        if belongs(folder / "tokenizer.json"):
             model.tokenizer = Tokenizer.from_folder(folder)
         return model.eval()
 

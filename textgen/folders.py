@@ -2,7 +2,7 @@
 import torch
 
 from gencore.check import CheckpointError
-from gencore.checkpoint import load_tensors, read_json, resolve, tensor_shapes
+from gencore.checkpoint import belongs, load_tensors, read_json, resolve, tensor_shapes
 from gencore.tokenizer import Tokenizer
 from textgen.families import family
 
@@ -20,7 +20,7 @@ def open_folder(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):
         model = cls(cfg)
     model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
     model.requires_grad_(True)
-    if (folder / "tokenizer.json").is_file():
+    if belongs(folder / "tokenizer.json"):
         model.tokenizer = Tokenizer.from_folder(folder)
     return model.eval()
 

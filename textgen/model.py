@@ -9,7 +9,7 @@ from torch import nn
 
 from gencore.attention import head_sizes
 from gencore.check import CheckpointError, InputError, dims, nearest
-from gencore.checkpoint import read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.checkpoint import belongs, read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.decode import CompiledStep, column_major, resting
 from gencore.embeddings import LearnedPositions
 from gencore.int4 import int4_linears
@@ -201,7 +201,7 @@ class CausalLM(nn.Module):
         if cfg.tied:
             model.head.weight = model.embedding.weight
         model.requires_grad_(True)
-        if (folder / "tokenizer.json").is_file():
+        if belongs(folder / "tokenizer.json"):
             model.tokenizer = Tokenizer.from_folder(folder)
         shipped = folder.parent == Path(__file__).parent / "pretrained"
         model.name, model.digest = folder.name if shipped else os.fspath(folder.resolve()), weights_digest(folder)
