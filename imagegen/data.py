@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gencore.check import DataError
+from gencore.pictures import plain_colours
 
 STYLES = {"noto": "noto", "twemoji": "twemoji", "openmoji": "openmoji", "fluent-3d": "fluent 3d", "fluent-flat": "fluent flat"}
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -82,7 +83,7 @@ def digits(folder, split="train", size=64):
 def on_white(raw, size):
     """Bytes of a picture file in any mode -> (size, size, 3) uint8, transparent places white."""
     from PIL import Image
-    picture = Image.open(io.BytesIO(raw)).convert("RGBA")
+    picture = plain_colours(Image.open(io.BytesIO(raw))).convert("RGBA")
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.LANCZOS)
     sheet = Image.new("RGBA", picture.size, "white")
@@ -93,7 +94,7 @@ def on_white(raw, size):
 def square(picture, size):
     """A PIL picture in any mode -> (3, size, size) uint8: its middle square, resized, transparent places white."""
     from PIL import Image, ImageOps
-    fitted = ImageOps.fit(picture.convert("RGBA"), (size, size), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(plain_colours(picture).convert("RGBA"), (size, size), Image.Resampling.LANCZOS)
     sheet = Image.new("RGBA", fitted.size, "white")
     sheet.alpha_composite(fitted)
     return torch.from_numpy(np.asarray(sheet.convert("RGB")).copy()).permute(2, 0, 1)

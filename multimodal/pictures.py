@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gencore.check import DataError, InputError
+from gencore.pictures import plain_colours
 
 PIXELS = 64_000_000                  # a larger picture is refused before it is decoded
 
@@ -40,18 +41,6 @@ def open_picture(source):
         raise InputError(f"{name} has more than {PIXELS:,} pixels: make it smaller") from None
     except Exception as error:                                                        # decoders raise what they like
         raise DataError(f"{name} is not a picture that can be read: {str(error) or type(error).__name__}") from None
-
-
-def plain_colours(picture):
-    """PIL picture of any mode -> RGBA when it has transparency, else RGB, 8 bits a channel."""
-    if picture.mode in ("RGB", "RGBA"):
-        return picture.copy()
-    if picture.mode.startswith("I") or picture.mode == "F":                           # 16 bits, 32 bits, floating
-        return _eight_bits(np.asarray(picture)).convert("RGB")
-    see_through = picture.mode in ("LA", "La", "PA", "RGBa") or "transparency" in picture.info
-    if picture.mode == "La":
-        picture = picture.convert("LA")
-    return picture.convert("RGBA" if see_through else "RGB")
 
 
 def prepare(picture, size):
@@ -112,11 +101,3 @@ def _from_array(array):
     if 0 in array.shape:
         raise InputError(f"the picture is empty: shape {array.shape}")
     return Image.fromarray(array)
-
-
-def _eight_bits(values):
-    """Grey values of more than 8 bits -> PIL "L": of 16 bits when one is above 255; floating ones in [0,1] when none is above 1."""
-    from PIL import Image
-    floating, top = values.dtype.kind == "f", values.max(initial=0)
-    scale = 255.0 if floating and top <= 1 else 1.0 if top <= 255 else 255 / 65535
-    return Image.fromarray((np.nan_to_num(values.astype(np.float64)) * scale).clip(0, 255).round().astype(np.uint8))

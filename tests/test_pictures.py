@@ -1,0 +1,29 @@
+"""gencore/pictures.py, through what pictures are trained on: grey ramps of every depth come out as the same ramp, transparent places white."""
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagegen.data import on_white, square
+
+RAMP = np.tile(np.linspace(0, 1, 32), (32, 1))               # black on the left, white on the right
+
+
+@pytest.mark.parametrize("picture", [
+    Image.fromarray((RAMP * 255).astype(np.uint8)), Image.fromarray((RAMP * 65535).astype(np.uint16)),
+    Image.fromarray((RAMP * 65535).astype(np.int32)), Image.fromarray(RAMP.astype(np.float32)),
+    Image.fromarray((RAMP * 255).astype(np.uint8)).convert("P"), Image.fromarray((RAMP * 255).astype(np.uint8)).convert("CMYK")],
+    ids=lambda picture: picture.mode)
+def test_a_ramp_of_any_depth_stays_one(picture):
+    values = square(picture, 32).float().mean((0, 1)) / 255
+    assert np.abs(values.numpy() - RAMP[0]).max() < 0.02
+    if picture.mode in ("L", "I;16", "P"):                    # what PNG holds
+        raw = io.BytesIO()
+        picture.save(raw, "PNG")
+        assert np.abs(on_white(raw.getvalue(), 32).mean((0, 2)) / 255 - RAMP[0]).max() < 0.02
+
+
+def test_transparent_places_are_white():
+    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    assert square(clear, 16).min() == 255
