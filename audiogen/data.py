@@ -25,7 +25,7 @@ def read_clips(folder, sample_rate, *, split=None, on_error="stop"):
     column = next((name for name in ("text", "digit") if name in rows.columns), None)
     if column is None or "speaker" not in rows.columns:
         raise DataError(f"{folder} needs the columns text and speaker beside each sound, it has {', '.join(rows.columns)}")
-    for name, words, who in zip(rows.names, rows.columns[column], rows.columns["speaker"]):
+    for name, words, who in zip(rows.names, rows.column(column), rows.column("speaker")):
         if words is None or who is None:
             raise DataError(f"{name} has no {column if words is None else 'speaker'}: give it one, or take it out of the data")
     clips = []

@@ -283,7 +283,7 @@ def _named_text(rows, text, kind):
         other = next((name for name in rows.columns if name not in (kind, "file_name", "split")), "caption")
         raise DataError(f'{rows.names[0]} and the others have no column "{text}" (they have {", ".join(rows.columns)}): '
                         f'say which one holds the words, such as text="{other}"')
-    for name, words in zip(rows.names, rows.columns[text]):
+    for name, words in zip(rows.names, rows.column(text)):
         if not isinstance(words, str):
             raise DataError(f'{name} has no words in "{text}", got {words!r}: give it some, or take it out of the data')
     rows.columns["text"] = rows.columns[text]

@@ -35,7 +35,7 @@ def save_gguf(lm, path, *, weights="float32"):
         name = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ConfigError(f"GGUF's {architecture.name.lower()} has no place for {theirs}: this model has parts that llama.cpp's has not")
-        values, kind = as_stored(gguf, theirs, tensor, files["config.json"], weights)
+        values, kind = as_stored(gguf, theirs, tensor, config=files["config.json"], weights=weights)
         writer.add_tensor(name, values, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -96,7 +96,7 @@ def say_tokens(writer, tokenizer, cfg, kinds):
             say(value)
 
 
-def as_stored(gguf, name, tensor, config, weights):
+def as_stored(gguf, name, tensor, *, config, weights):
     """A tensor under transformers' name -> (array in GGUF's layout, its type)."""
     values = tensor.float()
     if config["model_type"] in ("llama", "mistral") and ("q_proj" in name or "k_proj" in name):
