@@ -1,4 +1,5 @@
 """textgen/chat.py and conversations.py: replies, streaming, conversations that outgrow the context, what is learnt from them, packing."""
+import json
 import warnings
 
 import pytest
@@ -17,7 +18,7 @@ from gencore.train import Run, TrainConfig, fit
 from gencore.transformer import TransformerConfig
 from textgen import CausalLM, Chat
 from textgen.chat import chat_model
-from textgen.conversations import Packed, conversation_row, document_row, packed_loss, split_turns
+from textgen.conversations import Packed, conversation_row, document_row, packed_loss, read_conversations, split_turns
 from textgen.model import CausalLMConfig
 
 STACK = TransformerConfig(width=32, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(48, True, "silu"), rotary=RotaryConfig())
@@ -166,6 +167,22 @@ def test_long_conversations_are_cut_before_a_users_turn(chat):
     assert [message for part in parts for message in part[1:]] == long[1:]
     assert all(len(conversation_row(tokenizer, part)[0]) <= 40 for part in parts)
     assert split_turns(tokenizer, TALK, 1000) == [TALK]
+
+
+def test_conversations_are_read_from_json_lines_and_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+    rows = [{"messages": TALK, "split": "train"}, {"messages": TALK[1:3], "split": "validation"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read_conversations(tmp_path / "a.jsonl") == rows == read_conversations(tmp_path / "a.parquet")
+    for content, words in ((b"", "holds no conversation"), (b"{", "can't be read as rows of JSON"), (b"\xff", "can't be read as rows"),
+                           (b'{"messages": [{"role": "user"}]}', "row 0: message 0 should be"), (b'{"talk": 1}', "row 0: a conversation should be")):
+        (tmp_path / "b.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            read_conversations(tmp_path / "b.jsonl")
+    with pytest.raises(DataError, match="no file"):
+        read_conversations(tmp_path / "c.jsonl")
 
 
 # packing

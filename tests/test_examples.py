@@ -21,9 +21,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}          # from a checkout 
 EXAMPLES = sorted((ROOT / "examples").glob("**/*.py"))
 
 
-def run(script: Path, *arguments: str, timeout: int = 300) -> str:
+def run(script: Path, *arguments: str, timeout: int = 300, typed: str = "") -> str:
     command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, input=typed)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -91,6 +91,42 @@ def test_masks_are_filled_in(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["filled_in_right"] > rows[9]["filled_in_right"]
     assert len(MaskedLM.from_pretrained(tmp_path / "run" / "model").fill_mask("The [MASK] fell")) == 5
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    """A tiny language model, taught conversations from a file by LoRA, in the run folder that the example leaves."""
+    from gencore.tokenizer import train_bpe
+    from textgen import CausalLM
+    from textgen.presets import llama_shape
+    folder = tmp_path_factory.mktemp("talks")
+    tokenizer = train_bpe(["Hello. Good day to you, said the inn-keeper.\n" * 20], 300)
+    CausalLM(llama_shape(32, 2, 2, 48, vocab=len(tokenizer), context=64), tokenizer).save_pretrained(folder / "tiny")
+    messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day to you."}]
+    (folder / "talks.jsonl").write_text("\n".join([json.dumps({"messages": messages})] * 12) + "\n", encoding="utf-8")
+    run(ROOT / "examples" / "text" / "finetune_lora.py", "--data", str(folder / "talks.jsonl"), "--base", str(folder / "tiny"), "--out",
+        str(folder / "run"), "rank=8", "context=64", "train.steps=60", "train.batch=2", "train.lr=2e-2", "train.eval_every=0", "train.save_every=0")
+    return folder / "run"
+
+
+def test_a_model_is_taught_to_talk_by_lora(talks):
+    losses = [json.loads(line)["loss"] for line in (talks / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 1
+    for name in ("base/model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "model/chat_template.jinja",
+                 "model/README.md", "samples/000060.txt"):
+        assert (talks / name).is_file()
+
+
+def test_a_conversation_is_held_in_the_terminal(talks):
+    from textgen import Chat
+    chat, hello = Chat.from_pretrained(talks / "model"), {"role": "user", "content": "Hello."}
+    first = chat([hello], temperature=0)
+    second = chat([hello, {"role": "assistant", "content": first}, {"role": "user", "content": "And you?"}], temperature=0)
+    script = ROOT / "examples" / "text" / "chat.py"
+    printed = run(script, str(talks / "model"), "--temperature", "0", typed="Hello.\n\nAnd you?\n/new\nHello.\n/quit\nnever read\n")
+    assert printed == f"{first}\n{second}\n{first}\n"
+    refused = subprocess.run([sys.executable, script, "novelist"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 1 and "has no chat template" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_the_quickstart_takes_less_than_a_minute(demo):
