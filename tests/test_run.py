@@ -122,7 +122,7 @@ def test_a_beam_search_is_cut_at_a_stop_string(lm):
 
 
 @pytest.mark.parametrize("options, words", [({"beams": 0}, "beams should be"), ({"beams": 2.0}, "beams should be"),
-                                            ({"beams": 2, "repetition_penalty": 1.2}, "leave out repetition_penalty, or beams")])
+                                            ({"beams": 2, "repetition_penalty": 1.2}, "leave out repetition_penalty and constraint, or beams")])
 def test_wrong_beams_are_named(lm, options, words):
     with pytest.raises(InputError, match=words):
         lm.generate("It", **options)
