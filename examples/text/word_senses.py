@@ -5,7 +5,7 @@
 
 The model reads unlabelled sentences ("First came the oak, then the elm, and last of all the bark roots boughs."). The probe learns from
 half of the frames and cue words which sense a word has, and is judged on the other half (textgen/word_senses.py). Expect above 95 % by the
-contextual vectors of the small model, 75 % by the novelist's, 50 % by static ones. Draws the test sentences by what the probe says of them."""
+contextual vectors of the small model, 70 % by the novelist's, 50 % by static ones. Draws the test sentences by what the probe says of them."""
 import argparse
 import tempfile
 from pathlib import Path
