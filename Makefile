@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 demo: .venv/.installed                  ## a paragraph, pictures, spoken words and captions in ./demo-output
 	$(BIN)/python examples/quickstart.py
 
-test: .venv/.installed-test             ## under five minutes on two cores, no network
+test: .venv/.installed-test             ## seven minutes on two cores, no network
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: .venv/.installed-test        ## everything

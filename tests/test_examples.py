@@ -63,7 +63,7 @@ def test_a_tokenizer_is_trained_and_reported(tmp_path):
     assert (tmp_path / "tokenizer" / "sizes.png").is_file() and Tokenizer.from_folder(tmp_path / "tokenizer").encode("rain")
 
 
-@pytest.mark.parametrize("kind", ["transformer", "attention", "recurrent"])
+@pytest.mark.parametrize("kind", ["transformer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("attention", "recurrent"))])
 def test_a_translator_learns_and_draws(kind, tmp_path):
     (tmp_path / "pairs.tsv").write_text("".join(f"{n} {n + 1}\t{n + 1} {n}\n" for n in range(60)), encoding="utf-8")
     run(ROOT / "examples" / "text" / "translate.py", "--data", str(tmp_path / "pairs.tsv"), "--model", kind, "--out", str(tmp_path / "run"),
