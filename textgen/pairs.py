@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from gencore.check import DataError
-from gencore.data import own_rows, right_padded
+from gencore.data import hold_out, own_rows, right_padded
 from gencore.data_folder import text_folder
 
 
@@ -26,16 +26,11 @@ def read_pairs(path, source, target, split=None):
 
 
 def pairs_to_learn(path, source, target):
-    """As read_pairs -> (pairs to learn from, pairs held out): by the splits train and validation, else every twentieth is held out."""
+    """As read_pairs -> (pairs to learn from, pairs held out): by the splits train and validation, else a twentieth is held out."""
     path = Path(path)
     if path.suffix != ".tsv" and "split" in text_folder(path, text=source).columns:
         return tuple(read_pairs(path, source, target, split) for split in ("train", "validation"))
-    return held_out(read_pairs(path, source, target))
-
-
-def held_out(pairs):
-    """Pairs -> (those to learn from, every twentieth)."""
-    return [pair for n, pair in enumerate(pairs) if n % 20], pairs[::20]
+    return tuple(map(list, hold_out(read_pairs(path, source, target), 0.05)))
 
 
 class PairBatches:

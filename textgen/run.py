@@ -131,5 +131,4 @@ def recorded(pick, trace):
 
 def chosen_logprobs(logits, tokens):
     """logits (...,V), tokens (...) -> their log-probabilities (...)."""
-    logits = logits.float()
-    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+    return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]

@@ -9,14 +9,14 @@ has no say in which of the two: it is the one that foretells the fourth better f
 import argparse
 import json
 import math
-import sysconfig
 import tempfile
 from pathlib import Path
 
 import torch
 
 from gencore.attention import AttentionConfig
-from gencore.data import TokenWindows, text_folder
+from gencore.data import TokenWindows
+from gencore.data_folder import learn_and_held_out
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig
 from gencore.tokenizer import train_bpe
@@ -27,13 +27,6 @@ from textgen.model import CausalLMConfig
 from textgen.scaling import chosen_law, foretold
 
 CONTEXT, BATCH, LAYERS = 128, 16, 4
-
-
-def read_text(path):
-    """-> (text to learn from, text held out: the end of each file)."""
-    files = sorted(file for file in Path(sysconfig.get_path("stdlib")).glob("*.py") if file.stat().st_size > 4000)
-    texts = text_folder(path).column("text") if path else [file.read_text(encoding="utf-8", errors="replace") for file in files]
-    return "\n".join(text[:-len(text) // 20] for text in texts), "\n".join(text[-len(text) // 20:] for text in texts)
 
 
 def model(width, vocab):
@@ -57,7 +50,7 @@ def held_out_loss(lm, ids):
 
 def measured(args):
     """-> (sizes, losses): a training for each width."""
-    learn, judge = read_text(args.data)
+    learn, judge = ("\n".join(texts) for texts in learn_and_held_out(args.data)[:2])
     tokenizer = train_bpe([learn], args.vocab)
     learn, judge = torch.tensor(tokenizer.encode(learn)), torch.tensor(tokenizer.encode(judge[:args.judge]))
     sizes, losses = [], []

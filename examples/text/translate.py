@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from gencore.config import override
+from gencore.data import hold_out
 from gencore.train import Run, TrainConfig, fit
 from textgen import AttentionSeq2Seq, Seq2SeqLM
 from textgen.additive import AttentionSeq2SeqConfig
-from textgen.pairs import PairBatches, held_out, pairs_to_learn
+from textgen.pairs import PairBatches, pairs_to_learn
 from textgen.seq2seq import Seq2SeqConfig, train_pair_tokenizer, transformer_stack
 
 
@@ -35,7 +36,6 @@ class PairRun:
     mlp: int = 512
     hidden: int = 192               # states of the recurrent networks
     dropout: float = 0.1
-    beams: int = 4                  # of the samples
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, batch=64, lr=2e-3, warmup=100, decay=0.5, weight_decay=0.01,
                                                                    eval_every=300, save_every=300))
 
@@ -87,7 +87,7 @@ def new(kind, cfg, tokenizer):
 def main():
     args = arguments()
     cfg, out = override(PairRun(), args.settings), args.out or Path(f"runs/translate-{args.model}")
-    pairs, unseen = pairs_to_learn(args.data, args.source, args.target) if args.data else held_out(made_pairs())
+    pairs, unseen = pairs_to_learn(args.data, args.source, args.target) if args.data else map(list, hold_out(made_pairs(), 0.05))
     what = args.data.name if args.data else "numbers and their words, made by this script"
     torch.manual_seed(cfg.train.seed)
     tokenizer = train_pair_tokenizer([text for pair in pairs for text in pair], cfg.vocab, cfg.context)
@@ -102,7 +102,7 @@ def main():
         return {"held_out_loss": float(sum(s for s, _ in sums) / sum(n for _, n in sums)), "exactly_right": right}
 
     def sample(model, folder, step):
-        made = model.generate([source for source, _ in unseen[:6]], beams=cfg.beams, max_new_tokens=cfg.context)
+        made = model.generate([source for source, _ in unseen[:6]], beams=4, max_new_tokens=cfg.context)
         said = "\n\n".join(f"{source}\n  {mine}\n  ({theirs})" for (source, theirs), mine in zip(unseen, made))
         print(f"\n--- step {step} ---\n{said}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(said + "\n", encoding="utf-8")
