@@ -1,0 +1,108 @@
+"""The chat model on conversations that it was not trained on: is what was said kept, and does it say so when it doesn't know?
+
+    python -m benchmarks.chat --data dialogues.parquet                                   the shipped chat, its test split
+    python -m benchmarks.chat --data dialogues.parquet --questions nq_open_dev.parquet   and questions of another kind (a column question)
+
+Slots kept: of the test conversations that book a table, a hotel or a ride (source sgd), every turn in which the assistant asks to confirm, with
+six or more messages before it. Its slots are the times, dates, numbers and names in that turn that were said before. The model reads the
+conversation up to there and answers with its likeliest words; a slot is kept if its words are in the answer. Ceiling: the people's turn itself,
+1.0 by definition; floor: the same model's answer when it reads the last message alone.
+
+Doesn't know: share of the questions outside its data (of the sources dolly_subset and self_instruct, test split, whose like it was trained on, and
+of --questions, whose like it was not) that are answered with "don't know". False alarms: share of the assistant's turns in booking
+conversations where it says so. Writes benchmarks/results/chat.json."""
+import argparse
+import json
+import random
+import re
+from pathlib import Path
+
+import torch
+
+from gencore.recipe import versions
+from textgen import Chat
+from textgen.conversations import read_conversations
+
+RESULTS = Path(__file__).parent / "results" / "chat.json"
+SERVICES = {"Restaurants", "Hotels", "RideSharing"}
+BOOKING = re.compile(r"\b(?:tables?|reserv\w+|hotel|rooms?|house|check|rides?|cab|car|taxi)\b", re.IGNORECASE)
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+NAME = r"[A-Z][\w'&-]*(?: (?:(?:of|the|and|de|&) )?[A-Z][\w'&-]*)*"
+VALUE = re.compile(rf"\d{{1,2}}:\d\d(?: ?[ap]\.?m\b)?|\d{{1,2}} ?[ap]\.?m\b|(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?|\d+|"
+                   rf"(?<![.?!:] )(?<!^){NAME}", re.MULTILINE)                      # a time, a date, a number, a name inside a sentence
+OWN = {"I", "I'm", "I'll", "I've", "OK", "Okay", "Please", "Is"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="parquet with the columns messages, source, topic and split")
+    parser.add_argument("--questions", type=Path, help="parquet with a column question")
+    parser.add_argument("--model", default="chat")
+    parser.add_argument("--limit", type=int, default=300, help="turns of each kind, the same each time (default 300)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    chat, rows = Chat.from_pretrained(args.model), [row for row in read_conversations(args.data) if row["split"] == "test"]
+    results = {"versions": versions(), "model": args.model, "slots": slots_kept(chat, rows, args.limit), "unknown": {}}
+    asked = {source: [row["messages"][0]["content"] for row in rows if row["source"] == source] for source in ("dolly_subset", "self_instruct")}
+    if args.questions:
+        import pyarrow.parquet
+        asked[args.questions.stem] = pyarrow.parquet.read_table(args.questions).column("question").to_pylist()
+    for source, questions in asked.items():
+        results["unknown"][source] = share_unknown(chat, [[{"role": "user", "content": text}] for text in chosen(questions, args.limit)])
+    talks = [row["messages"] for row in rows if row["source"] == "sgd"]
+    turns = [talk[:place] for talk in talks for place in range(1, len(talk), 2)]
+    results["false_alarms"] = share_unknown(chat, chosen(turns, args.limit))
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def chosen(items, limit):
+    """`limit` of the items, the same each time."""
+    return random.Random(0).sample(items, min(limit, len(items)))
+
+
+def confirmations(rows):
+    """Rows -> [(messages before it, the people's turn, its slots)] of every turn that asks to confirm a booking."""
+    found = []
+    for row in rows:
+        if row["source"] != "sgd" or not SERVICES & set(row["topic"].split(", ")):
+            continue
+        for place, message in enumerate(row["messages"]):
+            before = row["messages"][:place]
+            asks = re.search(r"\bconfirm\b", message["content"], re.IGNORECASE) and BOOKING.search(message["content"])
+            if message["role"] == "assistant" and place > 5 and asks:
+                said = "\n".join(each["content"] for each in before)
+                slots = {slot for slot in VALUE.findall(message["content"]) if slot not in OWN and holds(said, slot)}
+                if slots:
+                    found.append((before, message["content"], sorted(slots)))
+    return found
+
+
+def holds(text, slot):
+    """Whether these words are in the text, as whole words, in capitals or not."""
+    return re.search(rf"(?<!\w){re.escape(slot)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def slots_kept(chat, rows, limit):
+    """-> shares of the slots kept, of the turns that kept all of theirs, and of the floor; some turns, to look at."""
+    turns, kept, floor, whole, shown = chosen(confirmations(rows), limit), 0, 0, 0, []
+    for before, theirs, slots in turns:
+        mine, blind = str(chat(before, temperature=0)), str(chat(before[-1:], temperature=0))
+        hits = [slot for slot in slots if holds(mine, slot)]
+        kept, floor, whole = kept + len(hits), floor + sum(holds(blind, slot) for slot in slots), whole + (len(hits) == len(slots))
+        shown.append({"asked": before[-1]["content"], "people": theirs, "model": mine, "lost": [slot for slot in slots if slot not in hits]})
+    count = sum(len(slots) for _, _, slots in turns)
+    return {"turns": len(turns), "slots": count, "kept": round(kept / count, 4), "turns_that_kept_all": round(whole / len(turns), 4),
+            "floor": round(floor / count, 4), "examples": shown[:12]}
+
+
+def share_unknown(chat, conversations):
+    """Share of the conversations that are answered with "don't know"."""
+    return round(sum("don't know" in chat(messages, temperature=0, max_new_tokens=40) for messages in conversations) / len(conversations), 4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The lessons of the chat model, and what its benchmark calls a slot that was kept."""
+import json
+import sys
+
+from benchmarks.chat import confirmations, holds, slots_kept
+from textgen import Chat
+from textgen.train_chat import UNKNOWN, ChatRun, lessons, main, new, windows
+
+
+def turn(*texts):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+ASKED = turn("A table in Rome for 3, please.", "At what time?", "At 6 pm.", "On which day?", "On March 3rd at Luigi's.",
+             "Anything else?", "No.", "Please confirm: a table for 3 in Rome at Luigi's on March 3rd at 6 pm, garden.")
+ROWS = [{"source": "sgd", "split": "train", "topic": "Restaurants", "messages": ASKED},
+        {"source": "star", "split": "train", "topic": "ride", "messages": turn("A ride home", "Where are you?", "In town", "At nine.")},
+        {"source": "dolly_subset", "split": "train", "topic": "", "messages": turn("Why is the sky blue?", "Rayleigh scattering.")},
+        {"source": "topical_chat", "split": "train", "topic": "", "messages": turn("Do you like jazz?", "It began in New Orleans.")}]
+
+
+def test_questions_are_answered_by_not_knowing_and_other_sources_are_left_out():
+    talks = lessons(ROWS, "train", 0.0)
+    assert talks[:2] == [ASKED, ROWS[1]["messages"]] and len(talks) == 3
+    assert talks[2][0]["content"] == "Why is the sky blue?" and talks[2][1]["content"] in UNKNOWN
+    assert all("don't know" in text for text in UNKNOWN)
+
+
+def test_an_aside_stands_between_two_exchanges():
+    for seed in range(8):
+        talk = lessons(ROWS[:1] + ROWS[2:3], "train", 1.0, seed)[0]
+        place = next(i for i, message in enumerate(talk) if message["content"] == "Why is the sky blue?")
+        assert place % 2 == 0 and talk[place + 1]["content"] in UNKNOWN and talk[:place] + talk[place + 2:] == ASKED
+
+
+def test_all_speakers_or_the_assistant_alone_are_learnt():
+    talks = lessons(ROWS, "train", 0.0)
+    tokenizer = new(ChatRun(vocab=300, width=32, layers=1, heads=1, mlp=32), talks).tokenizer
+    everyone, assistant = (windows(tokenizer, talks, ChatRun(speakers=speakers, context=512)) for speakers in ("all", "assistant"))
+    real = everyone.documents >= 0
+    assert (everyone.targets[real] >= 0).all() and 0 < (assistant.targets >= 0).sum() < real.sum()
+
+
+def test_a_slot_is_what_the_confirmation_repeats():
+    (before, theirs, slots), = confirmations(ROWS)
+    assert before == ASKED[:-1] and slots == ["3", "6 pm", "Luigi's", "March 3rd", "Rome"]
+    assert holds("in ROME.", "Rome") and not holds("Romeo", "Rome") and not holds("13 of us", "3")
+
+
+def test_slots_kept_counts_words_of_the_answer():
+    echo = lambda messages, temperature: "A table for 3 in rome" if len(messages) > 1 else "No."
+    found = slots_kept(echo, ROWS, 10)
+    assert (found["kept"], found["floor"], found["turns_that_kept_all"]) == (0.4, 0.0, 0.0)
+    assert found["examples"][0]["lost"] == ["6 pm", "Luigi's", "March 3rd"]
+
+
+def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+    held = [row | {"split": "validation"} for row in ROWS]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS + held), tmp_path / "talks.parquet")
+    small = ["vocab=300", "width=32", "layers=1", "heads=1", "mlp=32", "context=256", "train.batch=2", "train.steps=2", "train.precision=float32"]
+    common = ["train_chat", "--data", str(tmp_path / "talks.parquet")]
+    monkeypatch.setattr(sys, "argv", [*common, "--out", str(tmp_path / "base"), *small])
+    main()
+    further = ["--out", str(tmp_path / "chat"), "--start", str(tmp_path / "base" / "model"), "speakers=assistant"]
+    monkeypatch.setattr(sys, "argv", [*common, *further, *small])
+    main()
+    assert isinstance(Chat.from_pretrained(tmp_path / "chat" / "model")(turn("Hello")), str)
+    rows = [json.loads(line) for line in (tmp_path / "chat" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 2 and "held_out_loss" in rows[-1] and list((tmp_path / "chat" / "samples").iterdir())
