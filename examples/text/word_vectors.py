@@ -40,7 +40,7 @@ def main():
         near = [neighbour for neighbour, _ in w2v.most_similar(word, topn=args.neighbours)]
         drawn += [word, *near]
         print(f"{word:>16}: {', '.join(near)}")
-    w2v.save_pretrained(args.out, dtype=torch.float16)
+    w2v.save_pretrained(args.out, dtype=torch.bfloat16)
     save_word2vec(w2v, args.out / "vectors.bin", binary=True)
     w2v.draw(args.out / "space.png", list(dict.fromkeys(drawn)))
     print(f'done: Word2Vec.from_pretrained("{args.out}")')
