@@ -18,7 +18,7 @@ from pathlib import Path
 from gencore.config import override
 from gencore.data import hold_out
 from gencore.data_folder import image_folder
-from gencore.train import Run
+from gencore.train import Run, new_accelerator
 from multimodal.data import caption_rows, folder_rows
 from multimodal.learn import LearnConfig, learn
 
@@ -82,8 +82,7 @@ def main():
     config = override(LearnConfig(), [*([] if shipped else SMALL), *args.settings])
     if args.data is None:
         args.data = args.out / "scenes"
-        from accelerate import PartialState
-        with PartialState().main_process_first():                       # of several processes one draws, the others find them drawn
+        with new_accelerator().main_process_first():                      # of several processes one draws, the others find them drawn
             if not (args.data / "metadata.jsonl").exists():
                 draw_scenes(args.data)
     train, test = sources(args.data, config.vision.image)

@@ -5,6 +5,7 @@
     python examples/train_text.py --data FOLDER --preset novelist   a model of the size of the novelist that ships: hours on a CPU
     python examples/train_text.py --data FOLDER --base novelist     goes on from a model's weights, tokenizer and shape on other text
     python examples/train_text.py width=192 train.steps=2000        any field of TextRun or gencore.train.TrainConfig
+    torchrun --nproc-per-node 2 examples/train_text.py ...          in two processes, as the other training scripts; on CPUs as well
 
 Ctrl-C saves; the same command with --resume goes on, for longer with another train.steps. The run folder holds the loss plot, samples/,
 metrics.jsonl, checkpoints/ and in the end model/, a folder that CausalLM.from_pretrained and transformers' AutoModelForCausalLM open.
