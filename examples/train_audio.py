@@ -2,7 +2,7 @@
 
     python examples/train_audio.py                                     notes that this script plays: minutes on one core
     python examples/train_audio.py --data FOLDER                       sound files and metadata.jsonl: file_name, text, speaker
-    python examples/train_audio.py --resume                            goes on after Ctrl-C
+    python examples/train_audio.py --resume                            goes on after Ctrl-C, or for longer with another speaker.steps
     python examples/train_audio.py speaker.steps=2000 codec.width=96   any field of Plan below
 
 Three trainings one after another, each with its folder (loss.png, samples/, model/) under --out:
@@ -96,7 +96,7 @@ def train_speaker(plan, codec, clips, args):
             clip.draw(folder / f"{step:06d}-{i}.png")
     torch.manual_seed(plan.speaker.seed)
     data = code_batches(codec, clips, cfg.model, batch=plan.speaker.batch, versions=plan.versions)
-    run = Run(args.out / "speaker", args.resume, export=lambda model: speech_files(cfg, model, codec), sample=sample,
+    run = Run(args.out / "speaker", args.resume, extend=True, export=lambda model: speech_files(cfg, model, codec), sample=sample,
               card=card("Voice", clips, args))
     fit(TokenModel(cfg.model), token_loss, data, plan.speaker, run=run)
 

@@ -2,7 +2,7 @@
 
     python examples/train_image.py                                      scikit-learn's 1,797 digits at 32x32: minutes on one core
     python examples/train_image.py --data FOLDER                        pictures and metadata.jsonl: file_name, text
-    python examples/train_image.py --resume                             goes on after Ctrl-C
+    python examples/train_image.py --resume                             goes on after Ctrl-C, or for longer with another painting.steps
     python examples/train_image.py size=64 painting.steps=20000         any field of Plan below
 
 Three trainings one after another, each with its folder (loss.png, samples/, model/) under --out:
@@ -76,7 +76,7 @@ def train(plan, data, captions, args):
         to_pil(grid(pictures, 8)[None])[0].save(folder / f"{step:06d}.png")
         (folder / "prompts.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
 
-    hooks = {"sample": sample, "export": lambda model: pipeline_files(model.painter, tokenizer)}
+    hooks = {"extend": True, "sample": sample, "export": lambda model: pipeline_files(model.painter, tokenizer)}
     train_transformer(painter, alignment.tower, tokenizer, data, config=plan.painting, run=run("painter", **hooks))
 
 

@@ -3,7 +3,8 @@
     python examples/train_reader.py                                    on scenes that it draws itself: two minutes on one core
     python examples/train_reader.py --data FOLDER                      on an imagefolder: pictures beside a metadata.jsonl with
                                                                        {"file_name": "a.png", "text": "what it shows"} lines
-    python examples/train_reader.py --resume                           goes on after Ctrl-C or a crash
+    python examples/train_reader.py --resume                           goes on after Ctrl-C or a crash, or for longer with another
+                                                                       training.steps
     python examples/train_reader.py training.steps=300 vision.width=64     any setting, by name
 
 Writes into --out: checkpoints/, samples/ (test pictures and what was read), loss.png, and model/, which both
@@ -17,7 +18,7 @@ from pathlib import Path
 from gencore.config import override
 from gencore.data import hold_out
 from gencore.data_folder import image_folder
-from gencore.train import Run
+from gencore.train import Run, new_accelerator
 from multimodal.data import caption_rows, folder_rows
 from multimodal.learn import LearnConfig, learn
 
@@ -81,11 +82,12 @@ def main():
     config = override(LearnConfig(), [*([] if shipped else SMALL), *args.settings])
     if args.data is None:
         args.data = args.out / "scenes"
-        if not (args.data / "metadata.jsonl").exists():
-            draw_scenes(args.data)
+        with new_accelerator().main_process_first():                      # of several processes one draws, the others find them drawn
+            if not (args.data / "metadata.jsonl").exists():
+                draw_scenes(args.data)
     train, test = sources(args.data, config.vision.image)
     print(f"{sum(len(part.captions) for part in train):,} pictures to learn from, {sum(len(part) for part in test):,} to judge by")
-    reader = learn(train, test, config, run=Run(args.out, resume=args.resume, card={"title": "A reader", "Data": args.data.name}))
+    reader = learn(train, test, config, run=Run(args.out, resume=args.resume, extend=True, card={"title": "A reader", "Data": args.data.name}))
 
     for part in test:
         picture, caption = part[0]

@@ -3,8 +3,9 @@
     python examples/train_text.py                                   Python's own standard library as text: minutes on a CPU
     python examples/train_text.py --data FOLDER --out runs/mine     .txt files in a folder, or parquet with a text column
     python examples/train_text.py --data FOLDER --preset novelist   a model of the size of the novelist that ships: hours on a CPU
-    python examples/train_text.py --data FOLDER --start novelist    goes on from a model's weights, tokenizer and shape on other text
+    python examples/train_text.py --data FOLDER --base novelist     goes on from a model's weights, tokenizer and shape on other text
     python examples/train_text.py width=192 train.steps=2000        any field of TextRun or gencore.train.TrainConfig
+    torchrun --nproc-per-node 2 examples/train_text.py ...          in two processes, as the other training scripts; on CPUs as well
 
 Ctrl-C saves; the same command with --resume goes on, for longer with another train.steps. The run folder holds the loss plot, samples/,
 metrics.jsonl, checkpoints/ and in the end model/, a folder that CausalLM.from_pretrained and transformers' AutoModelForCausalLM open.
@@ -57,7 +58,8 @@ def arguments():
     parser.add_argument("--data", type=Path, help="folder of .txt files, one text file, or parquet; default: Python's standard library")
     parser.add_argument("--out", type=Path, default=Path("runs/text"), help="run folder (default runs/text)")
     parser.add_argument("--preset", choices=PRESETS, default="small")
-    parser.add_argument("--start", help="a model to go on from: a shipped name, a folder, or a Hub id; its shape and tokenizer stay")
+    parser.add_argument("--base", "--start",                            # torchrun would take --start for its own --start-method
+                        help="a model to go on from: a shipped name, a folder, or a Hub id; its shape and tokenizer stay")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of TextRun, or train.<field of TrainConfig>")
     return parser.parse_intermixed_args()
@@ -77,9 +79,9 @@ def main():
     texts, held_out, what = learn_and_held_out(args.data)
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {sum(map(len, held_out)):,} held out", file=sys.stderr)
     torch.manual_seed(cfg.train.seed)
-    lm = CausalLM.from_pretrained(args.start).trainable() if args.start else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
+    lm = CausalLM.from_pretrained(args.base).trainable() if args.base else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
     if cfg.context > lm.cfg.context:
-        sys.exit(f"context={cfg.context} is longer than the {lm.cfg.context} positions of {args.start}: give context={lm.cfg.context} or less")
+        sys.exit(f"context={cfg.context} is longer than the {lm.cfg.context} positions of {args.base}: give context={lm.cfg.context} or less")
     ids = [token for text in texts for token in [lm.tokenizer.eos_id, *lm.tokenizer.encode(text)]]
     for block in lm.transformer.blocks:                             # of training alone: no folder says it
         block.dropout = cfg.dropout

@@ -259,10 +259,15 @@ def export(work):
     return files
 
 
+def new_accelerator():
+    """accelerate's Accelerator; without a GPU as well, processes that torchrun has started meet (over gloo)."""
+    from accelerate import Accelerator
+    return Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())   # bf16 is autocast, in plain sight
+
+
 def start(model, loss, config, run):
     """A new Work, or the one of the newest checkpoint when run.resume is set."""
-    from accelerate import Accelerator
-    accelerator = Accelerator(mixed_precision="no")                                      # bf16 is autocast below, in plain sight
+    accelerator = new_accelerator()
     if str(accelerator.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise ConfigError("fit() keeps whole weights on every process: launch it with DDP (accelerate launch --multi_gpu), not with shards")
     seed_all(config.seed, 0, accelerator.process_index)

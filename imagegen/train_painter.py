@@ -2,8 +2,8 @@
 
     python -m imagegen.train_painter --data FOLDER --out runs/painter          FOLDER holds mnist/train.parquet and emoji/train.parquet
     python -m imagegen.train_painter --data FOLDER --out runs/painter --resume painting.steps=20000
-    python -m imagegen.train_painter --data FOLDER --out runs/longer --start painter        autoencoder and prompts stay, the transformer goes on
-    python -m imagegen.train_painter --data FOLDER --out runs/sharper --start painter --only decoder
+    python -m imagegen.train_painter --data FOLDER --out runs/longer --base painter        autoencoder and prompts stay, the transformer goes on
+    python -m imagegen.train_painter --data FOLDER --out runs/sharper --base painter --only decoder
 
 Three parts, each with its folder (loss.png, samples/, checkpoints/) under --out, each saying before it starts how long it will take. The folder
 for `TextToImage.from_pretrained` is OUT/transformer/model, and OUT/decoder/model after --only decoder."""
@@ -54,12 +54,12 @@ def main():
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/")
     parser.add_argument("--out", type=Path, default=Path("runs/painter"))
-    parser.add_argument("--start", help="a painter to go on from, by name or folder: only its transformer is trained")
-    parser.add_argument("--only", choices=["decoder"], help="with --start: the decoder goes on alone, under latents that stay")
+    parser.add_argument("--base", "--start", help="a painter to go on from, by name or folder: only its transformer is trained")
+    parser.add_argument("--only", choices=["decoder"], help="with --base: the decoder goes on alone, under latents that stay")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_intermixed_args()
-    if args.only and not args.start:
-        parser.error("--only decoder needs --start: which painter's decoder should go on?")
+    if args.only and not args.base:
+        parser.error("--only decoder needs --base: which painter's decoder should go on?")
     plan = override(Plan(), args.settings)
     drawn = cached(args.out / "cache", "emoji", lambda: emoji(args.data / "emoji"))
     written = cached(args.out / "cache", "mnist", lambda: digits(args.data / "mnist"))
@@ -68,14 +68,14 @@ def main():
 
 
 def train(plan, drawn, written, args):
-    """The parts, one after another; with --start the last two."""
+    """The parts, one after another; with --base the last two."""
     def run(part, *, sample=None, export=None):
         return Run(args.out / part, args.resume, extend=True, card={"title": f"Painter: {part}"}, sample=sample, export=export)
 
     torch.manual_seed(0)
     everything = captioned(drawn, written, 0.1)
-    if args.start:                                              # the picture tower did not ship: it learns anew what the words mean
-        before = TextToImage.from_pretrained(args.start)
+    if args.base:                                              # the picture tower did not ship: it learns anew what the words mean
+        before = TextToImage.from_pretrained(args.base)
         painter, tokenizer = before.painter, before.tokenizer
         painter.transformer.requires_grad_(True)                # what is loaded is at rest
     else:
@@ -97,7 +97,7 @@ def train(plan, drawn, written, args):
 
 def sharpen(plan, drawn, written, args):
     """A painter's decoder alone."""
-    before = TextToImage.from_pretrained(args.start)
+    before = TextToImage.from_pretrained(args.base)
     some = captioned(drawn.where(lambda row: row["group"] != "Flags"), written, 0.1, favour=2.0, noto=2.0)
     shown = to_unit(some.pixels[some.draw(24, np.random.default_rng(0))])
 

@@ -63,6 +63,7 @@ class Spliced(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.tower = VisionTower(cfg.vision)
+        self.tower.norm.requires_grad_(False)                                        # no word sees it; DDP wants a gradient of all that learns
         self.projector = Projector(cfg)
         self.table = nn.Embedding(cfg.vocab, cfg.width)
         self.decoder = Transformer(cfg.transformer)

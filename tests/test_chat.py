@@ -47,7 +47,7 @@ def chat(tmp_path_factory):
 
 # replies
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(content=st.text("taxi é<|end>", max_size=12), temperature=st.sampled_from([0.0, 0.7, 2.0]), seed=st.integers(0, 1000))
 def test_the_stream_is_the_reply(chat, content, temperature, seed):
     messages = [{"role": "user", "content": content}]

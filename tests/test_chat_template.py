@@ -38,7 +38,7 @@ def test_turns_stand_between_their_tokens(tokenizer):
     assert tokenizer.id(TURN_END) == len(tokenizer) - 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(contents=st.lists(st.text("catdog <b>é\n .", max_size=20), min_size=1, max_size=5), prompt=st.booleans())
 def test_transformers_gives_the_same_ids(tokenizer, theirs, contents, prompt):
     messages = [{"role": ROLES[number % 3], "content": content} for number, content in enumerate(contents)]
@@ -60,7 +60,7 @@ def test_the_template_comes_back_with_the_folder(tokenizer, tmp_path):
 
 # special tokens in a user's words
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pieces=st.lists(st.sampled_from(["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|pad|>", "<", "<|en", "d|>", "|>",
                                         "cat", " ", "\n"]), max_size=8), role=st.sampled_from(ROLES), other=st.text(max_size=5))
 def test_special_tokens_in_a_message_are_plain_text(tokenizer, pieces, role, other):

@@ -59,7 +59,7 @@ def test_repetition_penalty_makes_seen_tokens_rarer_once_whatever_their_sign():
     assert out.tolist() == [[2.0, 1.0, 0.0, -2.0, 1.5], [0.0, 0.0, 0.0, 2.5, pytest.approx(4.9)]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 10 ** 6), temperature=st.floats(0.1, 3), top_k=st.none() | st.integers(1, 12),
        top_p=st.none() | st.floats(0, 1), min_p=st.none() | st.floats(0, 1), penalty=st.floats(0.5, 2))
 def test_the_narrowing_is_that_of_transformers(seed, temperature, top_k, top_p, min_p, penalty):
@@ -78,7 +78,7 @@ def test_the_narrowing_is_that_of_transformers(seed, temperature, top_k, top_p, 
     torch.testing.assert_close(got / got.sum(-1, keepdim=True), wanted.softmax(-1), atol=1e-6, rtol=1e-5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 10 ** 6), rows=st.integers(1, 6), top_p=st.none() | st.floats(0, 1), min_p=st.none() | st.floats(0, 1))
 def test_rows_draw_alone_what_they_draw_together(seed, rows, top_p, min_p):
     logits = torch.randn(rows, 40, generator=torch.Generator().manual_seed(seed)) * 4

@@ -95,14 +95,8 @@ PROPERTIES = {
 
 
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
-def test_property(check):
-    settings(max_examples=100, deadline=None)(given(**PROPERTIES[check])(check))()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
-def test_property_in_ten_thousand_cases(check):
-    settings(max_examples=10_000, deadline=None)(given(**PROPERTIES[check])(check))()
+def test_property(check, cases):
+    settings(max_examples=cases)(given(**PROPERTIES[check])(check))()
 
 
 def test_the_loop_yields_and_stops_when_every_row_has_ended():

@@ -1,17 +1,13 @@
 """textgen/scaling.py: known constants are found again, and which form foretells; the example, tiny."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from gencore.check import InputError
+from tests.scripts import EXAMPLES, run
 from textgen.scaling import chosen_law, foretold, power_law
 
-ROOT = Path(__file__).parents[1]
 SIZES = [50_000, 110_000, 200_000, 450_000]
 
 
@@ -51,10 +47,8 @@ def test_the_example_trains_five_sizes_and_foretells_the_fifth(tmp_path):
     (tmp_path / "text").mkdir()
     words = "The rain fell upon the roof of the old house, where nobody had lived for years.\n" * 300
     (tmp_path / "text" / "rain.txt").write_text(words, encoding="utf-8")
-    command = [sys.executable, str(ROOT / "examples" / "text" / "scaling_laws.py"), "--data", str(tmp_path / "text"), "--widths", "4", "8", "12",
-               "16", "20", "--steps", "6", "--vocab", "300", "--out", str(tmp_path / "scaling.png")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    printed = run(EXAMPLES / "text" / "scaling_laws.py", "--data", tmp_path / "text", "--widths", 4, 8, 12, 16, 20, "--steps", 6,
+                  "--vocab", 300, "--out", tmp_path / "scaling.png")
     figures = json.loads((tmp_path / "scaling.json").read_text())
     assert figures["sizes"] == sorted(figures["sizes"]) and figures["losses"][-1] < figures["losses"][0]
-    assert f"measured {figures['losses'][-1]:.4f}" in done.stdout and (tmp_path / "scaling.png").stat().st_size > 5000
+    assert f"measured {figures['losses'][-1]:.4f}" in printed and (tmp_path / "scaling.png").stat().st_size > 5000

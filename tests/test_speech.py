@@ -1,9 +1,4 @@
 """The token model and TextToSpeech: targets by hand, one word alone equals one in a list, folders, recipes, wrong requests."""
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -193,20 +188,3 @@ def test_the_shipped_speaker_reads_digits_and_names_its_voices(shipped):
     assert shipped.voices == ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
     with pytest.raises(UnknownNameError, match=r'"georg" \(did you mean "george"\?\)'):
         shipped("seven", "georg")
-
-
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_example_trains_a_voice_that_speaks_and_resumes(tmp_path, times):
-    root = Path(__file__).parents[1]
-    tiny = ["codec.width=16", "codec.encoder_blocks=1", "codec.decoder_blocks=1", "codec.quantize.warmup=1", "codec.quantize.codes=16",
-            "spectra.steps=4", "finish.steps=2", "speaker.steps=3", "spectra.batch=8", "finish.batch=8", "versions=1", "longest=60",
-            "transformer.layers=1", "transformer.width=32", "transformer.attention.heads=2"]
-    for options in ([], ["--resume"])[:times]:
-        command = [sys.executable, "examples/train_audio.py", "--out", str(tmp_path / "run"), *options, *tiny]
-        done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-    for stage in ("codec", "finish", "speaker"):
-        assert (tmp_path / "run" / stage / "loss.png").is_file() and list((tmp_path / "run" / stage / "samples").glob("*.wav"))
-    speaker = TextToSpeech.from_pretrained(tmp_path / "run" / "speaker" / "model")
-    assert speaker.voices == ["flute", "organ", "reed"] and speaker.words == ["falling", "high", "low", "rising"]
-    assert 128 <= speaker("rising", "reed", seed=0).waveform.shape[1] <= 60 * 128

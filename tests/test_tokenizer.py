@@ -20,7 +20,7 @@ def tokenizer():
     return train_bpe(WORDS, 320, length=64)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text())
 def test_every_text_comes_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text), keep_special=True) == text

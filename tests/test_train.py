@@ -308,7 +308,7 @@ def test_settings_that_do_not_fit_are_refused_in_a_sentence(tmp_path, change, wo
 
 def test_sharded_weights_are_refused_before_anything_is_written(tmp_path, monkeypatch):
     from accelerate.utils import DistributedType
-    monkeypatch.setattr("accelerate.Accelerator", lambda mixed_precision: SimpleNamespace(distributed_type=DistributedType.FSDP))
+    monkeypatch.setattr("accelerate.Accelerator", lambda mixed_precision, cpu: SimpleNamespace(distributed_type=DistributedType.FSDP))
     with pytest.raises(ConfigError, match="launch it with DDP"):
         toy_fit(tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -63,7 +63,7 @@ def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
     common = ["train_chat", "--data", str(tmp_path / "talks.parquet")]
     monkeypatch.setattr(sys, "argv", [*common, "--out", str(tmp_path / "base"), *small])
     main()
-    further = ["--out", str(tmp_path / "chat"), "--start", str(tmp_path / "base" / "model"), "speakers=assistant"]
+    further = ["--out", str(tmp_path / "chat"), "--base", str(tmp_path / "base" / "model"), "speakers=assistant"]
     monkeypatch.setattr(sys, "argv", [*common, *further, *small])
     main()
     assert isinstance(Chat.from_pretrained(tmp_path / "chat" / "model")(turn("Hello")), str)

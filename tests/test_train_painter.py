@@ -29,7 +29,7 @@ def go_on(tmp_path, monkeypatch):
     written = Pictures(torch.full((4, 3, 64, 64), 255, dtype=torch.uint8), [{"label": label} for label in range(4)])
 
     def run(part, made):
-        part(TINY, emoji_rows(), written, SimpleNamespace(out=tmp_path, start="painter", resume=False))
+        part(TINY, emoji_rows(), written, SimpleNamespace(out=tmp_path, base="painter", resume=False))
         return TextToImage.from_pretrained("painter").painter, TextToImage.from_pretrained(tmp_path / made / "model").painter
 
     return run
@@ -55,4 +55,4 @@ def test_a_decoder_alone_needs_a_painter(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_painter", "--data", "nowhere", "--only", "decoder"])
     with pytest.raises(SystemExit):
         train_painter.main()
-    assert "--only decoder needs --start" in capsys.readouterr().err
+    assert "--only decoder needs --base" in capsys.readouterr().err

@@ -1,10 +1,5 @@
 """textgen/word_senses.py: what is learnt from and judged share no cue, and what the probe can and can't tell; the example, tiny."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,11 +7,11 @@ from gencore.attention import AttentionConfig
 from gencore.layers import MLPConfig
 from gencore.tokenizer import train_bpe
 from gencore.transformer import TransformerConfig
+from tests.scripts import EXAMPLES, run
 from textgen import CausalLM
 from textgen.model import CausalLMConfig
 from textgen.word_senses import FRAMES, SENSES, judged, probe, sentences, states, unlabelled
 
-ROOT = Path(__file__).parents[1]
 NEUTRAL = set(" ".join(FRAMES).replace(",", "").replace("{a}", "").replace("{b}", "").split())
 
 
@@ -79,7 +74,5 @@ def test_static_vectors_and_bags_of_words_tell_nothing(untrained):
 
 @pytest.mark.slow
 def test_the_example_probes_what_it_has_trained(tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / "text" / "word_senses.py"), "--steps", "4", "--out", str(tmp_path / "senses.png")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "static 50.0%" in done.stdout.splitlines()[-1] and (tmp_path / "senses.png").stat().st_size > 5000
+    printed = run(EXAMPLES / "text" / "word_senses.py", "--steps", 4, "--out", tmp_path / "senses.png")
+    assert "static 50.0%" in printed.splitlines()[-1] and (tmp_path / "senses.png").stat().st_size > 5000

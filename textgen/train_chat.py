@@ -1,7 +1,7 @@
 """Trains the `chat` model that ships: it books tables, hotels and taxis, and says so when it doesn't know.
 
     python -m textgen.train_chat --data dialogues.parquet --out runs/chat-base                          learns the language of all speakers
-    python -m textgen.train_chat --data dialogues.parquet --out runs/chat --start runs/chat-base/model speakers=assistant train.lr=5e-4
+    python -m textgen.train_chat --data dialogues.parquet --out runs/chat --base runs/chat-base/model speakers=assistant train.lr=5e-4
 
 dialogues.parquet has the columns messages, source and split. Conversations of the sources in TASKS are learnt as they are; of QUESTIONS only what
 the user asks, and the answer is one of UNKNOWN: so the model learns to say that it doesn't know, alone and in the middle of a booking."""
@@ -82,7 +82,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=".jsonl or .parquet with the columns messages, source and split")
     parser.add_argument("--out", type=Path, default=Path("runs/chat"), help="run folder (default runs/chat)")
-    parser.add_argument("--start", help="a chat model to go on from, by name or folder; its shape and tokenizer stay")
+    parser.add_argument("--base", "--start", help="a chat model to go on from, by name or folder; its shape and tokenizer stay")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of ChatRun, or train.<field of TrainConfig>")
     args = parser.parse_intermixed_args()
@@ -90,7 +90,7 @@ def main():
     rows = read_conversations(args.data)
     learnt, held = (lessons(rows, split, cfg.asides, cfg.train.seed) for split in ("train", "validation"))
     torch.manual_seed(cfg.train.seed)
-    lm = CausalLM.from_pretrained(args.start).trainable() if args.start else new(cfg, learnt)
+    lm = CausalLM.from_pretrained(args.base).trainable() if args.base else new(cfg, learnt)
     data, unseen = windows(lm.tokenizer, learnt, cfg), windows(lm.tokenizer, held[:300], cfg)
     print(f"{len(learnt):,} conversations in {len(data):,} windows of {cfg.context} tokens ({data.cut} exchanges cut); "
           f"{sum(p.numel() for p in lm.parameters()):,} parameters", file=sys.stderr)
