@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.check import ConfigError, InputError, dims
+from gencore.config import Few, Share, Size, check_fields
 
 
 class Quantized(NamedTuple):
@@ -22,13 +23,16 @@ class Quantized(NamedTuple):
 @dataclass(frozen=True)
 class QuantizeConfig:
     """Codebooks learned by moving averages."""
-    width: int = 64             # D of the vectors
-    books: int = 4              # K, residual: each codes what those before it left
-    codes: int = 256            # code vectors in a book
-    decay: float = 0.97         # of the moving averages
+    width: Size = 64            # D of the vectors
+    books: Few = 4              # K, residual: each codes what those before it left
+    codes: Size = 256           # code vectors in a book
+    decay: Share = 0.97         # of the moving averages
     dead: float = 0.05          # a code whose moving count falls below this is restarted from the batch
-    dropout: float = 0.3        # share of training steps that use only the first 1..K books
+    dropout: Share = 0.3        # share of training steps that use only the first 1..K books
     warmup: int = 60            # training steps without quantiser; then the books start at k-means of the batch
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 class VectorQuantizer(nn.Module):

@@ -2,34 +2,43 @@
 import torch
 
 from gencore.check import CheckpointError
-from gencore.checkpoint import belongs, load_tensors, read_json, resolve, tensor_shapes
+from gencore.checkpoint import belongs, load_tensors, naming, read_json, resolve, tensor_shapes
+from gencore.kinds import expect_kind
 from gencore.tokenizer import Tokenizer
 from textgen.families import family
+
+OTHERS = {"TextClassifier": ("textgen.MaskedLM",)}           # classes that open what is another's as well
 
 
 def open_folder(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):
     """A shipped name, a folder or a Hub id -> cls(cfg, tokenizer) in eval mode."""
     folder = resolve(name_or_folder, "textgen")
-    layout, config = layout_of(folder, cls)
-    try:
+    with naming(folder):
+        layout, config = layout_of(folder, cls)
         cfg = layout.to_ours(config)
         state = read_state(folder, layout, cfg, cls)
-    except CheckpointError as error:
-        raise error if str(folder) in str(error) else CheckpointError(f"{folder}: {error}") from error
     with torch.device("meta"):
         model = cls(cfg)
     model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
     model.requires_grad_(True)
-    if belongs(folder / "tokenizer.json"):
-        model.tokenizer = Tokenizer.from_folder(folder)
+    model.tokenizer = tokenizer_of(folder, cfg.vocab)
     return model.eval()
+
+
+def tokenizer_of(folder, vocab):
+    """The folder's tokenizer, None where there is none; CheckpointError when it has tokens that a model of `vocab` doesn't know."""
+    if not belongs(folder / "tokenizer.json"):
+        return None
+    tokenizer = Tokenizer.from_folder(folder)
+    if len(tokenizer) > vocab:
+        raise CheckpointError(f"{folder / 'tokenizer.json'} has {len(tokenizer)} tokens, the model of config.json {vocab}: they are not of one model")
+    return tokenizer
 
 
 def layout_of(folder, cls):
     """Folder, class of the model -> (its Family, contents of config.json)."""
+    expect_kind(folder, f"textgen.{cls.__name__}", *OTHERS.get(cls.__name__, ()))
     config = read_json(folder / "config.json")
-    if "model_type" not in config:
-        raise CheckpointError(f"{folder / 'config.json'} has no model_type: it is not the configuration of a language model")
     return family(config["model_type"], cls.__name__), config
 
 
