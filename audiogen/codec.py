@@ -150,7 +150,7 @@ class Codec(nn.Module):
         expect_kind(folder, "audiogen.Codec")
         with naming(folder / "config.json"):
             cfg = from_dict(CodecConfig, read_json(folder / "config.json"))
-        with torch.device("meta"):
+        with torch.device("meta"), naming(folder / "config.json"):
             shapes = cls(cfg).weight_shapes()
         weights = load_tensors(folder / "model.safetensors", expect=shapes)
         codec = cls(cfg)

@@ -110,17 +110,18 @@ class TextToSpeech:
         expect_kind(folder, "audiogen.TextToSpeech")
         with naming(folder / "config.json"):
             cfg = from_dict(SpeechConfig, read_json(folder / "config.json"))
-        with torch.device("meta"):
+        with torch.device("meta"), naming(folder / "config.json"):
             shapes = {name: tuple(tensor.shape) for name, tensor in TokenModel(cfg.model).state_dict().items()}
         weights = load_tensors(folder / "model.safetensors", expect=shapes)
         inside = cfg.codec.startswith("./")
-        place = folder / cfg.codec[2:] if inside else resolve(cfg.codec, "audiogen", hub=False)
+        with naming(f"{folder / 'config.json'}: codec"):
+            place = folder / cfg.codec[2:] if inside else resolve(cfg.codec, "audiogen", hub=False)
         if not place.resolve().is_relative_to(folder.resolve()) and inside:
             raise CheckpointError(f"{folder}: its codec {cfg.codec} lies outside the folder")
         codec = Codec.from_pretrained(place)
         if codec.digest() != cfg.codec_digest:
-            raise CheckpointError(f"{folder} speaks the codes of a codec with digest {cfg.codec_digest}, {place} has {codec.digest()}: "
-                                  "use the codec it was trained with")
+            raise CheckpointError(f"{folder / 'config.json'}: codec_digest: it speaks the codes of a codec with digest {cfg.codec_digest}, "
+                                  f"{place} has {codec.digest()}: use the codec it was trained with")
         model = TokenModel(cfg.model)
         model.load_state_dict(weights)
         return cls(cfg, model, codec, name=os.fspath(name), digest=weights_digest(folder))

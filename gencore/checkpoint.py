@@ -107,13 +107,14 @@ def read_text(path, *, limit):
 
 @contextlib.contextmanager
 def naming(path):
-    """Around the reading of a file or folder: what is refused inside names it."""
+    """Around the reading of a file: what is refused inside names it. A wrong argument there is a wrong configuration."""
     try:
         yield
-    except (CheckpointError, ConfigError, UnknownNameError) as error:
+    except (CheckpointError, ConfigError, InputError, UnknownNameError) as error:
         if str(path) in str(error):
             raise
-        raise type(error)(f"{path}: {error}") from error
+        kind = ConfigError if isinstance(error, InputError) else type(error)
+        raise kind(f"{path}: {error}") from error
 
 
 def belongs(path):
@@ -276,7 +277,7 @@ def _identity(path):
 
 def _weight_files(path):
     """The .safetensors files behind a file, an index or a folder."""
-    path = _index_of(path)
+    path = weights_file(path)
     if path.suffix in PICKLES:
         raise CheckpointError(f"{path} is a pickle, which can run any code when it is read: convert it to safetensors first")
     if not path.is_file():
@@ -292,7 +293,7 @@ def _weight_files(path):
     return [_present(path.parent / shard) for shard in sorted(set(shards.values()))]
 
 
-def _index_of(path):
+def weights_file(path):
     """A folder, or a file that exists only in shards -> the one file or index to read."""
     if path.name.endswith(".safetensors") and not path.is_file() and (index := path.with_name(path.name + ".index.json")).is_file():
         return index
@@ -313,7 +314,7 @@ def _present(path):
 
 def _check_index(path, headers):
     """Every tensor lies in the shard that the index names, and nowhere else."""
-    index = _index_of(path)
+    index = weights_file(path)
     if not index.name.endswith(INDEX):
         return
     shards = read_json(index)["weight_map"]
@@ -374,7 +375,7 @@ def _checked_folder(folder):
     for name in digest.read_digests(folder) or {}:
         if name.endswith(".json") and name != DIGESTS:
             read_json(folder / name)                            # also those that only other libraries read
-        elif not (folder / name).is_file() and not name.endswith(".md"):
+        elif not (folder / name).is_file() and not name.endswith(".md"):                   # the card may stay at home
             raise CheckpointError(f"no file {folder / name}, which {DIGESTS} lists: the checkpoint is incomplete, save or download it again")
     return folder
 

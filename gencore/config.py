@@ -14,7 +14,8 @@ class Within(typing.NamedTuple):
 
 
 Size = typing.Annotated[int, Within(1, 2 ** 28)]           # of what has to be there: a width, a vocabulary, a context
-Few = typing.Annotated[int, Within(1, 1024)]               # parts that are built one by one: layers, codebooks
+Few = typing.Annotated[int, Within(1, 256)]                # parts that are built one by one: layers, heads, codebooks
+Count = typing.Annotated[int, Within(0, 2 ** 31)]          # what may be none: an id of a token, steps of a warm-up
 Positive = typing.Annotated[float, Within(1e-30, 1e30)]
 Share = typing.Annotated[float, Within(0, 1)]
 
@@ -41,20 +42,26 @@ def from_dict(cls, values, path=""):
 
 
 def check_fields(cfg):
-    """For __post_init__: every field holds one of the words of its Literal, or lies within its bounds, else ConfigError."""
+    """For __post_init__: every field holds what its annotation says, within its bounds, else ConfigError."""
     for name, hint in typing.get_type_hints(type(cfg), include_extras=True).items():
-        for part in (hint, *typing.get_args(hint)):             # also in `Size | None` and `tuple[Size, ...]`
-            if typing.get_origin(part) in (typing.Literal, typing.Annotated):
-                _convert(hint, getattr(cfg, name), f"{type(cfg).__name__}.{name}")
-                break
+        _convert(hint, getattr(cfg, name), f"{type(cfg).__name__}.{name}")
+
+
+def check_values(values, hints, path=""):
+    """A stranger's dict: what is named in `hints` {field: type} is of that type, however deep it lies, else ConfigError. None passes."""
+    for name, value in values.items():
+        if value is not None and name in hints:
+            _convert(hints[name], value, path + name)
+        if isinstance(value, dict):
+            check_values(value, hints, f"{path}{name}.")
 
 
 def check_ids(cfg, ids):
-    """For __post_init__: {field: id or ids of tokens} lie within cfg.vocab, else ConfigError."""
+    """For __post_init__: {name in the files: id or ids of tokens} lie within cfg.vocab, else ConfigError."""
     for name, value in ids.items():
         for token in value if isinstance(value, tuple) else (value,):
             if token is not None and not 0 <= token < cfg.vocab:
-                raise ConfigError(f"{type(cfg).__name__}.{name} should be the id of one of the {cfg.vocab} tokens, got {token}")
+                raise ConfigError(f"{type(cfg).__name__}: {name} should be the id of one of the {cfg.vocab} tokens, got {token}")
 
 
 def override(cfg, pairs):
@@ -122,7 +129,7 @@ def _convert(hint, value, field):
         raise ConfigError(f"{field} should be one of {', '.join(map(repr, args))}, got {value!r}{nearest(value, args)}")
     elif origin is dict and isinstance(value, dict):
         return value
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e308:     # no NaN either
         return float(value)
     elif hint is int and isinstance(value, float) and value.is_integer():
         return int(value)

@@ -32,9 +32,9 @@ class Rotary:
 
     def __init__(self, width, cfg):
         self.cfg, self.width = cfg, int(width * cfg.partial)
-        axes = cfg.axes or (self.width,)
+        axes = (self.width,) if cfg.axes is None else cfg.axes
         if sum(axes) != self.width or any(a % 2 for a in axes):
-            raise ConfigError(f"rotary axes should be even and sum to {self.width}, got {axes}")
+            raise ConfigError(f"rotary axes should be even and sum to {self.width}, got {axes} (of the width of a head, head_dim {width})")
         self.by_length = scaling_type(cfg) in ("dynamic", "longrope")
         self.rates, self.factor = self._rates(1)
 
@@ -137,7 +137,7 @@ def scaled_rates(width, cfg, length=1):
     if kind == "longrope":
         return _longrope(plain, rule, length)
     known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-    raise ConfigError(f'rotary scaling "{kind}" is unknown{nearest(kind, known)}: expected {", ".join(known)}')
+    raise ConfigError(f'rotary scaling "{kind}" is unknown{nearest(kind, known)}: expected as rope_type {", ".join(known)}')
 
 
 def _llama3(plain, rule):

@@ -15,7 +15,7 @@ from torch import nn
 from gencore.check import CheckpointError, ConfigError, InputError, in_range
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.diffusion import FLOW, check_steps, data_from, flow_levels
-from gencore.families import expect_fields
+from gencore.families import expect_fields, read_config
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, register
 from gencore.samplers import dpm_solver
@@ -242,10 +242,10 @@ def read_part(folder, family, Part, select=lambda tensors: tensors):
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise CheckpointError(f"{folder} should hold one .safetensors file, found {len(files)}")
-    with naming(folder):
-        cfg = family.to_ours(read_json(folder / "config.json"))
-        with torch.device("meta"):
-            module = Part(cfg)
+    cfg = read_config(family, folder / "config.json")
+    with torch.device("meta"), naming(folder / "config.json"):
+        module = Part(cfg)
+    with naming(files[0]):
         ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         family.check_shapes(cfg, select(tensor_shapes(files[0])), ours)
         state = family.import_state(cfg, select(load_tensors(files[0])))

@@ -10,8 +10,9 @@ import torch
 
 from gencore.cache import Cache
 from gencore.check import CheckpointError, InputError, in_range
-from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes, weights_digest, weights_file
 from gencore.decode import decode
+from gencore.families import read_config
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, register, save_text
 from gencore.tokenizer import Tokenizer
@@ -46,10 +47,10 @@ class Captioner:
         """A shipped name ("reader"), a folder in LLaVA's layout, or a Hub id -> Captioner, in float32."""
         folder = resolve(name_or_folder, "multimodal")
         expect_kind(folder, "multimodal.Captioner")
-        with naming(folder):
-            cfg = LLAVA.to_ours(read_json(folder / "config.json"))
-            with torch.device("meta"):
-                shapes = {name: t.shape for name, t in own_state(Spliced(cfg)).items()}
+        cfg = read_config(LLAVA, folder / "config.json")
+        with torch.device("meta"), naming(folder / "config.json"):
+            shapes = {name: t.shape for name, t in own_state(Spliced(cfg)).items()}
+        with naming(weights_file(folder)):
             LLAVA.check_shapes(cfg, tensor_shapes(folder), shapes)
             state = LLAVA.import_state(cfg, load_tensors(folder))
         model = Spliced(cfg)

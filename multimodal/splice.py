@@ -35,7 +35,7 @@ class SpliceConfig:
 
     def __post_init__(self):
         check_fields(self)
-        check_ids(self, {"image_token": self.image_token})
+        check_ids(self, {"image_token_index": self.image_token})
 
     @property
     def transformer(self):

@@ -2,7 +2,8 @@
 import torch
 
 from gencore.check import CheckpointError
-from gencore.checkpoint import belongs, load_tensors, naming, read_json, resolve, tensor_shapes
+from gencore.checkpoint import belongs, load_tensors, naming, read_json, resolve, tensor_shapes, weights_file
+from gencore.families import read_config
 from gencore.kinds import expect_kind
 from gencore.tokenizer import Tokenizer
 from textgen.families import family
@@ -13,10 +14,9 @@ OTHERS = {"TextClassifier": ("textgen.MaskedLM",)}           # classes that open
 def open_folder(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):
     """A shipped name, a folder or a Hub id -> cls(cfg, tokenizer) in eval mode."""
     folder = resolve(name_or_folder, "textgen")
-    with naming(folder):
-        layout, config = layout_of(folder, cls)
-        cfg = layout.to_ours(config)
-        state = read_state(folder, layout, cfg, cls)
+    layout = layout_of(folder, cls)
+    cfg = read_config(layout, folder / "config.json")
+    state = read_state(folder, layout, cfg, cls)
     with torch.device("meta"):
         model = cls(cfg)
     model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
@@ -36,18 +36,18 @@ def tokenizer_of(folder, vocab):
 
 
 def layout_of(folder, cls):
-    """Folder, class of the model -> (its Family, contents of config.json)."""
+    """Folder, class of the model -> its Family."""
     expect_kind(folder, f"textgen.{cls.__name__}", *OTHERS.get(cls.__name__, ()))
-    config = read_json(folder / "config.json")
-    return family(config["model_type"], cls.__name__), config
+    return family(read_json(folder / "config.json")["model_type"], cls.__name__)
 
 
 def read_state(folder, layout, cfg, cls, *, tied=()):
     """{our name: tensor} of a folder, refused before anything is allocated when the weights don't fit. tied: our copies, in no file."""
-    with torch.device("meta"):
+    with torch.device("meta"), naming(folder / "config.json"):
         wanted = {name: tensor.shape for name, tensor in cls(cfg).state_dict().items() if name not in tied}
-    layout.check_shapes(cfg, tensor_shapes(folder), wanted)
-    return layout.import_state(cfg, load_tensors(folder))
+    with naming(weights_file(folder)):
+        layout.check_shapes(cfg, tensor_shapes(folder), wanted)
+        return layout.import_state(cfg, load_tensors(folder))
 
 
 def files_of(model, dtype=None, *, kind=None, tied=()):

@@ -46,7 +46,7 @@ class EncoderConfig:
 
     def __post_init__(self):
         check_fields(self)
-        check_ids(self, {"pad": self.pad})
+        check_ids(self, {"pad_token_id": self.pad})
 
 
 class Encoder(nn.Module):

@@ -10,9 +10,10 @@ from torch import nn
 from gencore.attention import head_sizes
 from gencore.check import InputError, dims, nearest
 from gencore.checkpoint import naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
-from gencore.config import Positive, Size, check_fields, check_ids
+from gencore.config import Positive, Size, check_fields, check_ids, check_values
 from gencore.decode import CompiledStep, column_major, resting
 from gencore.embeddings import LearnedPositions
+from gencore.families import BY_NAME, read_config
 from gencore.int4 import int4_linears
 from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
@@ -46,7 +47,7 @@ class CausalLMConfig:
 
     def __post_init__(self):
         check_fields(self)
-        check_ids(self, {"bos": self.bos, "eos": self.eos, "pad": self.pad})
+        check_ids(self, {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad})
 
 
 class CausalLM(nn.Module):
@@ -195,8 +196,7 @@ class CausalLM(nn.Module):
         if quantize not in PREPARED:
             raise InputError(f'quantize should be None, "int8" or "int4", got {quantize!r}{nearest(quantize, ["int8", "int4"])}')
         folder = resolve(name_or_folder, "textgen")
-        with naming(folder):
-            cfg, state = read_folder(folder)
+        cfg, state = read_folder(folder)
         with torch.device("meta"):
             model = cls(cfg)
         model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
@@ -224,10 +224,13 @@ class CausalLM(nn.Module):
 
 def read_folder(folder):
     """A folder in a family's layout -> (CausalLMConfig, {our name: tensor}). Refused before anything is allocated when they don't fit."""
-    layout, config = layout_of(folder, CausalLM)
-    cfg = layout.to_ours(config)
-    if (folder / "generation_config.json").is_file():
-        cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids(read_json(folder / "generation_config.json"))["eos"]))))
+    layout, generation = layout_of(folder, CausalLM), folder / "generation_config.json"
+    cfg = read_config(layout, folder / "config.json")
+    if generation.is_file():
+        said = read_json(generation)
+        with naming(generation):
+            check_values(said, BY_NAME)
+            cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids(said)["eos"]))))
     shapes = tensor_shapes(folder)
     both = replace(cfg, tied=False) if "lm_head.weight" in shapes else cfg       # a head in the file may say otherwise than the configuration
     state = read_state(folder, layout, both, CausalLM, tied=tied_names(both))

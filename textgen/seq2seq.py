@@ -52,7 +52,7 @@ class Seq2SeqConfig:
 
     def __post_init__(self):
         check_fields(self)
-        check_ids(self, {"start": self.start, "eos": self.eos, "pad": self.pad})
+        check_ids(self, {"decoder_start_token_id": self.start, "eos_token_id": self.eos, "pad_token_id": self.pad})
 
 
 class Seq2SeqLM(nn.Module):
