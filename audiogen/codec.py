@@ -3,6 +3,7 @@
 After Vocos (Siuzdak 2023: spectral head, no transposed convolutions) and SoundStream (Zeghidour et al. 2021: residual VQ)."""
 import hashlib
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,25 +11,33 @@ from torch import nn
 
 from audiogen.audio import Audio
 from audiogen.mel import LogMel
-from gencore.check import InputError, dims
-from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
-from gencore.config import from_dict, to_dict
+from gencore.check import ConfigError, InputError, dims
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
+from gencore.config import Few, Size, Within, check_fields, from_dict, to_dict
+from gencore.kinds import expect_kind
 from gencore.quantize import QuantizeConfig, ResidualVQ
 
 
 @dataclass(frozen=True)
 class CodecConfig:
     """Sizes of the codec."""
-    sample_rate: int = 8000       # Hz
-    hop: int = 128                # samples per frame of codes
-    window: int = 512             # of the analysis and of the inverse STFT
-    mels: int = 64                # P, bands the encoder sees
-    width: int = 160              # D of the ConvNeXt blocks
-    encoder_blocks: int = 3
-    decoder_blocks: int = 4
-    kernel: int = 7               # frames a block sees
-    expansion: int = 3            # of the MLP in a block
+    sample_rate: Annotated[int, Within(1000, 400_000)] = 8000        # Hz
+    hop: Size = 128               # samples per frame of codes
+    window: Size = 512            # of the analysis and of the inverse STFT
+    mels: Size = 64               # P, bands the encoder sees
+    width: Size = 160             # D of the ConvNeXt blocks
+    encoder_blocks: Few = 3
+    decoder_blocks: Few = 4
+    kernel: Few = 7               # frames a block sees
+    expansion: Few = 3            # of the MLP in a block
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.hop > self.window or (self.window - self.hop) % 2:
+            raise ConfigError(f"CodecConfig.hop should be at most window {self.window} and odd or even as it is, got {self.hop}")
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"CodecConfig.kernel should be odd, got {self.kernel}")
 
     @property
     def frame_rate(self):
@@ -138,8 +147,14 @@ class Codec(nn.Module):
     def from_pretrained(cls, name):
         """A shipped name, a folder or a Hub id -> Codec, ready to use."""
         folder = resolve(name, "audiogen")
-        codec = cls(from_dict(CodecConfig, read_json(folder / "config.json")))
-        codec.load_weights(load_tensors(folder / "model.safetensors", expect=codec.weight_shapes()))
+        expect_kind(folder, "audiogen.Codec")
+        with naming(folder / "config.json"):
+            cfg = from_dict(CodecConfig, read_json(folder / "config.json"))
+        with torch.device("meta"), naming(folder / "config.json"):
+            shapes = cls(cfg).weight_shapes()
+        weights = load_tensors(folder / "model.safetensors", expect=shapes)
+        codec = cls(cfg)
+        codec.load_weights(weights)
         return codec.eval()
 
     def save_pretrained(self, folder):

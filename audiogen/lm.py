@@ -2,6 +2,7 @@
 
 After MusicGen (Copet et al. 2023): delay pattern, summed codebook embeddings, one head a codebook, the condition dropped for guidance."""
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,9 @@ from torch import nn
 
 from gencore.attention import AttentionConfig
 from gencore.cache import Cache
-from gencore.check import dims, in_range
+from gencore.check import ConfigError, dims, in_range
 from gencore.choose import Sampling
+from gencore.config import Few, Share, Size, Within, check_fields
 from gencore.decode import decode, guided, pick_by_pattern, picker
 from gencore.embeddings import CodebookEmbedding, LabelEmbedding
 from gencore.layers import MLPConfig
@@ -34,12 +36,20 @@ class TokenModelConfig:
     """What is said, by whom, in which codes, and the transformer that predicts them."""
     words: tuple[str, ...]                     # words or phrases, each with an embedding of its own
     voices: tuple[str, ...]                    # speakers
-    books: int = 4                             # K, of the codec
-    codes: int = 256                           # in a book; the number `codes` itself is filler, and the end in book 0
-    longest: int = 80                          # frames of one clip, in training and at most when speaking
-    unconditional: float = 0.1                 # share of training clips without word and voice, for guidance
+    books: Few = 4                             # K, of the codec
+    codes: Size = 256                          # in a book; the number `codes` itself is filler, and the end in book 0
+    longest: Annotated[int, Within(1, 16384)] = 80       # frames of one clip, in training and at most when speaking
+    unconditional: Share = 0.1                 # share of training clips without word and voice, for guidance
     weights: tuple[float, ...] = (2.0, 1.0, 1.0, 1.0)    # of each book in the loss: the first carries the word
     transformer: TransformerConfig = field(default_factory=small_transformer)
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("words", "voices"):
+            if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ConfigError(f"TokenModelConfig.{name} should be different names, at least one, got {getattr(self, name)}")
+        if len(self.weights) != self.books or min(self.weights) < 0 or sum(self.weights) == 0:
+            raise ConfigError(f"TokenModelConfig.weights should be {self.books}, one for each book, none below 0, got {self.weights}")
 
     @property
     def filler(self):

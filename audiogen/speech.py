@@ -13,8 +13,9 @@ from audiogen.codec import Codec
 from audiogen.data import DIGITS
 from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, speak
 from gencore.check import CheckpointError, InputError, nearest, unknown
-from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, weights_digest
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, weights_digest
 from gencore.config import from_dict, to_dict
+from gencore.kinds import expect_kind
 from gencore.recipe import Recipe
 
 MOST_WORDS = 64             # spoken by one call
@@ -106,17 +107,23 @@ class TextToSpeech:
     def from_pretrained(cls, name):
         """A shipped name, a folder or a Hub id -> TextToSpeech."""
         folder = resolve(name, "audiogen")
-        cfg = from_dict(SpeechConfig, read_json(folder / "config.json"))
+        expect_kind(folder, "audiogen.TextToSpeech")
+        with naming(folder / "config.json"):
+            cfg = from_dict(SpeechConfig, read_json(folder / "config.json"))
+        with torch.device("meta"), naming(folder / "config.json"):
+            shapes = {name: tuple(tensor.shape) for name, tensor in TokenModel(cfg.model).state_dict().items()}
+        weights = load_tensors(folder / "model.safetensors", expect=shapes)
         inside = cfg.codec.startswith("./")
-        place = folder / cfg.codec[2:] if inside else resolve(cfg.codec, "audiogen", hub=False)
+        with naming(f"{folder / 'config.json'}: codec"):
+            place = folder / cfg.codec[2:] if inside else resolve(cfg.codec, "audiogen", hub=False)
         if not place.resolve().is_relative_to(folder.resolve()) and inside:
             raise CheckpointError(f"{folder}: its codec {cfg.codec} lies outside the folder")
         codec = Codec.from_pretrained(place)
         if codec.digest() != cfg.codec_digest:
-            raise CheckpointError(f"{folder} speaks the codes of a codec with digest {cfg.codec_digest}, {place} has {codec.digest()}: "
-                                  "use the codec it was trained with")
+            raise CheckpointError(f"{folder / 'config.json'}: codec_digest: it speaks the codes of a codec with digest {cfg.codec_digest}, "
+                                  f"{place} has {codec.digest()}: use the codec it was trained with")
         model = TokenModel(cfg.model)
-        model.load_state_dict(load_tensors(folder / "model.safetensors", expect={n: tuple(p.shape) for n, p in model.state_dict().items()}))
+        model.load_state_dict(weights)
         return cls(cfg, model, codec, name=os.fspath(name), digest=weights_digest(folder))
 
     def save_pretrained(self, folder):

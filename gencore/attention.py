@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.check import ConfigError, dims
-from gencore.config import check_choices
+from gencore.config import Few, Positive, Size, check_fields
 from gencore.positions import rotate
 from gencore.processor import multiplies_bfloat16
 from gencore.tiles import Tiles
@@ -18,17 +18,17 @@ from gencore.tiles import Tiles
 @dataclass(frozen=True)
 class AttentionConfig:
     """Heads and projections of one attention."""
-    heads: int = 4                                                    # N
-    kv_heads: int | None = None                                       # G; None = N (no grouping)
-    head_width: int | None = None                                     # E; None = width / N
+    heads: Few = 4                                                    # N
+    kv_heads: Few | None = None                                       # G; None = N (no grouping)
+    head_width: Size | None = None                                    # E; None = width / N
     bias: bool = False                                                # of q, k and v
     out_bias: bool = False                                            # of the output projection
     qk_norm: Literal["none", "rms", "rms+1", "layer"] = "none"        # per head, before rotary positions
-    softcap: float | None = None                                      # scores become cap * tanh(score / cap)
-    scale: float | None = None                                        # None = E ** -0.5
+    softcap: Positive | None = None                                   # scores become cap * tanh(score / cap)
+    scale: Positive | None = None                                     # None = E ** -0.5
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
 
 
 CAUSAL = "causal"          # in place of a dense mask: the last query sees the last key; by the fast kernel when T == S

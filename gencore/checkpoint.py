@@ -2,6 +2,7 @@
 
 `save_folder` writes one, `load_tensors` and `read_json` read it, `resolve` finds it by name, `seal` accepts changes made by hand.
 A folder without digests.json is another library's (the Hub's layout): its format and shapes are checked, its bytes can't be."""
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from gencore import digest
-from gencore.check import CheckpointError, InputError, nearest, unknown
+from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameError, nearest, unknown
 from gencore.digest import DIGESTS
 from gencore.folder import appearing, recover, write_file
 
@@ -104,6 +105,18 @@ def read_text(path, *, limit):
         raise CheckpointError(f"{path} is not UTF-8 at byte {error.start}") from None
 
 
+@contextlib.contextmanager
+def naming(path):
+    """Around the reading of a file: what is refused inside names it. A wrong argument there is a wrong configuration."""
+    try:
+        yield
+    except (CheckpointError, ConfigError, InputError, UnknownNameError) as error:
+        if str(path) in str(error):
+            raise
+        kind = ConfigError if isinstance(error, InputError) else type(error)
+        raise kind(f"{path}: {error}") from error
+
+
 def belongs(path):
     """Whether a file is there, or its folder's digests say that it should be."""
     return Path(path).is_file() or digest.find_digest(path) is not None
@@ -116,7 +129,7 @@ def resolve(name_or_folder, package, *, hub=True):
         raise InputError(f"expected the name or folder of a {package} model, got {name_or_folder!r}")
     name = os.fspath(name_or_folder)
     if name in shipped:
-        return shipped[name]
+        return _checked_folder(shipped[name])
     if not hub and name.startswith(("//", "\\\\")):             # a share of another computer
         raise CheckpointError(f'"{name}" lies on the network: copy it to a folder here')
     folder = Path(name).expanduser()
@@ -264,7 +277,7 @@ def _identity(path):
 
 def _weight_files(path):
     """The .safetensors files behind a file, an index or a folder."""
-    path = _index_of(path)
+    path = weights_file(path)
     if path.suffix in PICKLES:
         raise CheckpointError(f"{path} is a pickle, which can run any code when it is read: convert it to safetensors first")
     if not path.is_file():
@@ -280,7 +293,7 @@ def _weight_files(path):
     return [_present(path.parent / shard) for shard in sorted(set(shards.values()))]
 
 
-def _index_of(path):
+def weights_file(path):
     """A folder, or a file that exists only in shards -> the one file or index to read."""
     if path.name.endswith(".safetensors") and not path.is_file() and (index := path.with_name(path.name + ".index.json")).is_file():
         return index
@@ -301,7 +314,7 @@ def _present(path):
 
 def _check_index(path, headers):
     """Every tensor lies in the shard that the index names, and nowhere else."""
-    index = _index_of(path)
+    index = weights_file(path)
     if not index.name.endswith(INDEX):
         return
     shards = read_json(index)["weight_map"]
@@ -359,6 +372,11 @@ def _checked_folder(folder):
         raise CheckpointError(f"the folder {folder} is empty: it should hold config.json and *.safetensors")
     if not (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
         raise CheckpointError(f"the folder {folder} has no config.json (or model_index.json): it is no checkpoint, or an incomplete one")
+    for name in digest.read_digests(folder) or {}:
+        if name.endswith(".json") and name != DIGESTS:
+            read_json(folder / name)                            # also those that only other libraries read
+        elif not (folder / name).is_file() and not name.endswith(".md"):                   # the card may stay at home
+            raise CheckpointError(f"no file {folder / name}, which {DIGESTS} lists: the checkpoint is incomplete, save or download it again")
     return folder
 
 

@@ -1,10 +1,23 @@
-"""Frozen dataclasses to JSON and back: unknown keys name the nearest field, wrong types name the field."""
+"""Frozen dataclasses to JSON and back: unknown keys name the nearest field, wrong types and values out of range name the field."""
 import dataclasses
 import json
 import types
 import typing
 
 from gencore.check import ConfigError, nearest
+
+
+class Within(typing.NamedTuple):
+    """Bounds of a field's value, both allowed: `width: Annotated[int, Within(1, 8)]`."""
+    low: float
+    high: float
+
+
+Size = typing.Annotated[int, Within(1, 2 ** 28)]           # of what has to be there: a width, a vocabulary, a context
+Few = typing.Annotated[int, Within(1, 256)]                # parts that are built one by one: layers, heads, codebooks
+Count = typing.Annotated[int, Within(0, 2 ** 31)]          # what may be none: an id of a token, steps of a warm-up
+Positive = typing.Annotated[float, Within(1e-30, 1e30)]
+Share = typing.Annotated[float, Within(0, 1)]
 
 
 def to_dict(cfg):
@@ -16,7 +29,7 @@ def from_dict(cls, values, path=""):
     """dict -> `cls`, checked: unknown keys and wrong types raise ConfigError naming the field."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path.rstrip('.') or cls.__name__} should be an object with fields, got {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in names:
@@ -28,11 +41,27 @@ def from_dict(cls, values, path=""):
     return cls(**{key: _convert(hints[key], value, path + key) for key, value in values.items()})
 
 
-def check_choices(cfg):
-    """For __post_init__: every field annotated Literal holds one of its words, else ConfigError."""
-    for name, hint in typing.get_type_hints(type(cfg)).items():
-        if typing.get_origin(hint) is typing.Literal:
-            _convert(hint, getattr(cfg, name), f"{type(cfg).__name__}.{name}")
+def check_fields(cfg):
+    """For __post_init__: every field holds what its annotation says, within its bounds, else ConfigError."""
+    for name, hint in typing.get_type_hints(type(cfg), include_extras=True).items():
+        _convert(hint, getattr(cfg, name), f"{type(cfg).__name__}.{name}")
+
+
+def check_values(values, hints, path=""):
+    """A stranger's dict: what is named in `hints` {field: type} is of that type, however deep it lies, else ConfigError. None passes."""
+    for name, value in values.items():
+        if value is not None and name in hints:
+            _convert(hints[name], value, path + name)
+        if isinstance(value, dict):
+            check_values(value, hints, f"{path}{name}.")
+
+
+def check_ids(cfg, ids):
+    """For __post_init__: {name in the files: id or ids of tokens} lie within cfg.vocab, else ConfigError."""
+    for name, value in ids.items():
+        for token in value if isinstance(value, tuple) else (value,):
+            if token is not None and not 0 <= token < cfg.vocab:
+                raise ConfigError(f"{type(cfg).__name__}: {name} should be the id of one of the {cfg.vocab} tokens, got {token}")
 
 
 def override(cfg, pairs):
@@ -78,6 +107,11 @@ def _convert(hint, value, field):
     if isinstance(value, _Given):
         return value.convert(hint, field)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        value, (low, high) = _convert(args[0], value, field), args[1]
+        if not low <= value <= high:
+            raise ConfigError(f"{field} should be between {low:,} and {high:,}, got {value!r}")
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -95,7 +129,7 @@ def _convert(hint, value, field):
         raise ConfigError(f"{field} should be one of {', '.join(map(repr, args))}, got {value!r}{nearest(value, args)}")
     elif origin is dict and isinstance(value, dict):
         return value
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e308:     # no NaN either
         return float(value)
     elif hint is int and isinstance(value, float) and value.is_integer():
         return int(value)

@@ -16,8 +16,28 @@ from dataclasses import dataclass
 
 import torch
 
-from gencore.check import CheckpointError, ConfigError, nearest
-from gencore.config import to_dict
+from gencore.check import CheckpointError, CommonthreadError, ConfigError, nearest
+from gencore.checkpoint import naming, read_json
+from gencore.config import Count, Few, Positive, Share, Size, check_values, to_dict
+
+HINTS = {hint: names.split() for hint, names in (                    # what fields of their configurations hold, wherever they stand
+    (Few, "num_hidden_layers num_layers num_decoder_layers n_layer encoder_layers decoder_layers layers_per_block type_vocab_size "
+          "num_attention_heads num_heads num_key_value_heads n_head encoder_attention_heads decoder_attention_heads patch_size num_channels"),
+    (Size, "vocab_size hidden_size intermediate_size n_embd n_inner d_model d_ff d_kv encoder_ffn_dim decoder_ffn_dim head_dim image_size "
+           "sliding_window max_position_embeddings original_max_position_embeddings n_positions relative_attention_num_buckets "
+           "relative_attention_max_distance sliding_window_pattern in_channels out_channels latent_channels norm_num_groups sample_size "
+           "attention_head_dim cross_attention_dim caption_channels"),
+    (Count, "bos_token_id pad_token_id decoder_start_token_id image_token_index image_token_id max_window_layers"),
+    (Count | tuple[Count, ...], "eos_token_id"),
+    (Positive, "rope_theta rope_local_base_freq factor low_freq_factor high_freq_factor query_pre_attn_scalar scaling_factor "
+               "interpolation_scale attn_logit_softcapping final_logit_softcapping flow_shift"),
+    (Share, "rms_norm_eps layer_norm_eps layer_norm_epsilon norm_eps partial_rotary_factor dropout dropout_rate resid_pdrop "
+            "hidden_dropout_prob classifier_dropout"),
+    (bool, "tie_word_embeddings attention_bias mlp_bias scale_embedding scale_attn_weights use_sliding_window mid_block_add_attention"),
+    (str, "hidden_act hidden_activation activation_function feed_forward_proj rope_type type"),
+    (tuple[Size, ...], "block_out_channels"), (tuple[str, ...], "layer_types down_block_types up_block_types"),
+    (dict, "rope_parameters rope_scaling"))}
+BY_NAME = {name: hint for hint, names in HINTS.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -61,8 +81,10 @@ class Split:
     def to_ours(self, tensors):
         parts = [tensors[name] for name in self.theirs]
         for name, part, size in zip(self.theirs, parts, self.sizes):
-            if part.shape[self.dim] != size:
-                raise CheckpointError(f"{name}: dimension {self.dim} should be {size} by the configuration, got shape {tuple(part.shape)}")
+            rest = [n for i, n in enumerate(parts[0].shape) if i != self.dim]
+            if part.dim() <= self.dim or part.shape[self.dim] != size or [n for i, n in enumerate(part.shape) if i != self.dim] != rest:
+                raise CheckpointError(f'tensor "{name}": dimension {self.dim} should be {size} by the configuration, the others as in '
+                                      f'"{self.theirs[0]}", got shape {tuple(part.shape)}')
         return {self.ours: torch.cat(parts, self.dim)}
 
     def to_theirs(self, tensors):
@@ -78,9 +100,9 @@ class Join:
     dim: int = 0
 
     def to_ours(self, tensors):
-        if tensors[self.theirs].shape[self.dim] != sum(self.sizes):
-            raise CheckpointError(f"{self.theirs}: dimension {self.dim} should be {sum(self.sizes)} by the configuration, "
-                                  f"got shape {tuple(tensors[self.theirs].shape)}")
+        shape = tuple(tensors[self.theirs].shape)
+        if len(shape) <= self.dim or shape[self.dim] != sum(self.sizes):
+            raise CheckpointError(f'tensor "{self.theirs}": dimension {self.dim} should be {sum(self.sizes)} by the configuration, got shape {shape}')
         return dict(zip(self.ours, tensors[self.theirs].split(self.sizes, self.dim)))
 
     def to_theirs(self, tensors):
@@ -216,6 +238,19 @@ def _filled(pattern, numbers):
     return pattern
 
 
+def read_config(family, path):
+    """config.json in the layout of a family -> our configuration; what is refused names the file and its field."""
+    config = read_json(path)
+    with naming(path):
+        check_values(config, BY_NAME)
+        try:
+            return family.to_ours(config)
+        except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+            if isinstance(error, CommonthreadError):
+                raise
+            raise ConfigError(f"a field of the {family.name} layout holds what it can't: {error!r}") from error     # one that BY_NAME lacks
+
+
 def read_fields(table, config, name):
     """table of (their field, our dotted field, default) -> nested dict of our fields. `...` as default: the field must be there."""
     ours = {}
@@ -223,6 +258,8 @@ def read_fields(table, config, name):
         value = config.get(theirs, default)
         if value is ...:
             raise ConfigError(f"config.json of a {name} model lacks the field {theirs}{nearest(theirs, config)}")
+        if value is None and default is not None:
+            raise ConfigError(f"config.json of a {name} model: {theirs} should have a value, got null")
         *parents, leaf = dotted.split(".")
         place = ours
         for parent in parents:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gencore.config import check_choices
+from gencore.config import Share, Size, check_fields
 
 ACTIVATIONS = {
     "gelu": F.gelu,                                                # erf; differs from the tanh form by up to 5e-4
@@ -24,24 +24,24 @@ class NormConfig:
     """Kind and place of the norms of a block."""
     kind: Literal["rms", "rms+1", "layer"] = "rms"                 # rms+1: weights are stored minus one (Gemma)
     place: Literal["pre", "post", "sandwich"] = "pre"              # before a sublayer, after the sum, or around it
-    eps: float = 1e-6
+    eps: Share = 1e-6
     affine: bool = True                                            # False: no weight (adaptive norm brings its own)
     bias: bool = True                                              # of layer norms
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class MLPConfig:
     """Width and shape of the MLP of a block."""
-    width: int = 512
+    width: Size = 512
     gated: bool = False                                            # act(gate) * up, the two in one matrix
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu"
     bias: bool = False
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
 
 
 class RMSNorm(nn.Module):

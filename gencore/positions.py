@@ -11,20 +11,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.check import ConfigError, InputError, nearest
-from gencore.config import check_choices
+from gencore.config import Few, Positive, Share, Size, check_fields
 
 
 @dataclass(frozen=True)
 class RotaryConfig:
     """Rotary positions of one kind of layer."""
-    theta: float = 10000.0                                     # base of the wavelengths
-    partial: float = 1.0                                       # share of the head that turns, its first dims
+    theta: Positive = 10000.0                                  # base of the wavelengths
+    partial: Share = 1.0                                       # share of the head that turns, its first dims
     layout: Literal["half", "interleaved"] = "half"            # pairs (i, i + r/2) as Llama, or (2i, 2i + 1)
-    axes: tuple[int, ...] | None = None                        # dims per axis for positions (..., A); None = one axis
+    axes: tuple[Few, ...] | None = None                        # dims per axis for positions (..., A); None = one axis
     scaling: dict | None = None                                # transformers' rope_parameters without theta: {"rope_type": ...}
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
 
 
 class Rotary:
@@ -32,9 +32,9 @@ class Rotary:
 
     def __init__(self, width, cfg):
         self.cfg, self.width = cfg, int(width * cfg.partial)
-        axes = cfg.axes or (self.width,)
+        axes = (self.width,) if cfg.axes is None else cfg.axes
         if sum(axes) != self.width or any(a % 2 for a in axes):
-            raise ConfigError(f"rotary axes should be even and sum to {self.width}, got {axes}")
+            raise ConfigError(f"rotary axes should be even and sum to {self.width}, got {axes} (of the width of a head, head_dim {width})")
         self.by_length = scaling_type(cfg) in ("dynamic", "longrope")
         self.rates, self.factor = self._rates(1)
 
@@ -137,7 +137,7 @@ def scaled_rates(width, cfg, length=1):
     if kind == "longrope":
         return _longrope(plain, rule, length)
     known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-    raise ConfigError(f'rotary scaling "{kind}" is unknown{nearest(kind, known)}: expected {", ".join(known)}')
+    raise ConfigError(f'rotary scaling "{kind}" is unknown{nearest(kind, known)}: expected as rope_type {", ".join(known)}')
 
 
 def _llama3(plain, rule):
@@ -226,12 +226,12 @@ def grid_positions(*sizes):
 class RelativeConfig:
     """A bias on the scores that depends only on key - query."""
     kind: Literal["t5", "alibi"] = "t5"
-    buckets: int = 32                  # t5: rows of the table
-    distance: int = 128                # t5: beyond it all distances share the last bucket
+    buckets: Size = 32                 # t5: rows of the table
+    distance: Size = 128               # t5: beyond it all distances share the last bucket
     two_way: bool = True               # t5: half of the buckets for keys after the query
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
 
 
 class RelativeBias(nn.Module):

@@ -3,13 +3,14 @@
 van den Oord et al. 2017 (VQ-VAE, straight-through), Razavi et al. 2019 (moving-average codebooks), Zeghidour et al. 2021
 (residual VQ, quantiser dropout, k-means start, dead codes), Mentzer et al. 2023 (FSQ)."""
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from gencore.check import ConfigError, InputError, dims
+from gencore.config import Count, Few, Share, Size, Within, check_fields
 
 
 class Quantized(NamedTuple):
@@ -22,13 +23,16 @@ class Quantized(NamedTuple):
 @dataclass(frozen=True)
 class QuantizeConfig:
     """Codebooks learned by moving averages."""
-    width: int = 64             # D of the vectors
-    books: int = 4              # K, residual: each codes what those before it left
-    codes: int = 256            # code vectors in a book
-    decay: float = 0.97         # of the moving averages
-    dead: float = 0.05          # a code whose moving count falls below this is restarted from the batch
-    dropout: float = 0.3        # share of training steps that use only the first 1..K books
-    warmup: int = 60            # training steps without quantiser; then the books start at k-means of the batch
+    width: Size = 64            # D of the vectors
+    books: Few = 4              # K, residual: each codes what those before it left
+    codes: Size = 256           # code vectors in a book
+    decay: Share = 0.97         # of the moving averages
+    dead: Annotated[float, Within(0, 1e6)] = 0.05      # a code whose moving count falls below this is restarted from the batch
+    dropout: Share = 0.3        # share of training steps that use only the first 1..K books
+    warmup: Count = 60          # training steps without quantiser; then the books start at k-means of the batch
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 class VectorQuantizer(nn.Module):

@@ -7,6 +7,7 @@ from torch import nn
 
 from gencore.attention import AttentionConfig
 from gencore.check import InputError, dims
+from gencore.config import Few, Share, Size, check_fields
 from gencore.data import right_padded
 from gencore.layers import MLPConfig, NormConfig
 from gencore.masks import padding
@@ -20,16 +21,19 @@ END, PAD = "</s>", "<pad>"
 @dataclass(frozen=True)
 class TextEncoderConfig:
     """Sizes of the encoder; the rest is T5's."""
-    vocab: int = 3072            # V
-    width: int = 192             # D
-    layers: int = 2
-    heads: int = 4               # N
-    head_width: int = 48         # E; N * E need not be D
-    mlp: int = 512               # width of the MLP
+    vocab: Size = 3072           # V
+    width: Size = 192            # D
+    layers: Few = 2
+    heads: Few = 4               # N
+    head_width: Size = 48        # E; N * E need not be D
+    mlp: Size = 512              # width of the MLP
     gated: bool = True           # gelu(gate) * up (T5 v1.1); False: relu
-    buckets: int = 32            # of the bias by distance
-    distance: int = 128          # beyond it all distances are one
-    eps: float = 1e-6            # of the norms
+    buckets: Size = 32           # of the bias by distance
+    distance: Size = 128         # beyond it all distances are one
+    eps: Share = 1e-6            # of the norms
+
+    def __post_init__(self):
+        check_fields(self)
 
     @property
     def transformer(self):

@@ -10,7 +10,7 @@ from torch import nn
 
 from gencore.attention import CAUSAL, Attention, AttentionConfig, CrossAttention, head_sizes
 from gencore.check import ConfigError, InputError, dims
-from gencore.config import check_choices
+from gencore.config import Few, Share, Size, check_fields
 from gencore.layers import AdaLNZero, MLPConfig, NormConfig, SharedAdaLN, make_mlp, make_norm, modulate
 from gencore.masks import Mask
 from gencore.positions import RelativeBias, RelativeConfig, Rotary, RotaryConfig
@@ -20,23 +20,23 @@ from gencore.tiles import tiles_of
 @dataclass(frozen=True)
 class TransformerConfig:
     """Everything that distinguishes one stack of blocks from another."""
-    width: int = 128                                             # D
-    layers: int = 2
+    width: Size = 128                                            # D
+    layers: Few = 2
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     mlp: MLPConfig = field(default_factory=MLPConfig)
     norm: NormConfig = field(default_factory=NormConfig)
     rotary: RotaryConfig | None = None                           # None = positions come with the embeddings, or not at all
     local_rotary: RotaryConfig | None = None                     # of the layers with a window (Gemma 3); None = as `rotary`
     relative: RelativeConfig | None = None                       # a bias by distance: T5, ALiBi
-    windows: tuple[int | None, ...] | None = None                # one per layer, repeated; None = the mask as it comes
-    cross: int | None = None                                     # width of the memory; None = no cross-attention
+    windows: tuple[Size | None, ...] | None = None               # one per layer, repeated; None = the mask as it comes
+    cross: Size | None = None                                    # width of the memory; None = no cross-attention
     cross_norm: bool = True                                      # a norm before cross-attention (PixArt has none)
     condition: Literal["none", "adaln_zero", "adaln_shared"] = "none"
-    dropout: float = 0.0                                         # on what a sublayer adds
+    dropout: Share = 0.0                                         # on what a sublayer adds
     final_norm: bool = True                                      # after the last block
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
         head_sizes(self.width, self.attention)
         if self.condition != "none" and self.norm.place != "pre":
             raise ConfigError(f'adaptive norm needs norm.place="pre", got "{self.norm.place}"')

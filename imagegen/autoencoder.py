@@ -10,21 +10,25 @@ from torch import nn
 
 from gencore.attention import attend
 from gencore.check import ConfigError, dims
+from gencore.config import Few, Positive, Size, check_fields
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """Sizes of the two halves."""
-    channels: tuple[int, ...] = (16, 32, 64, 128)      # of each level; every level but the last halves the picture
-    layers: int = 1                                    # residual blocks a level; the decoder has one more
-    latent: int = 16                                   # C of the latents
-    groups: int = 4                                    # of the group norms; divides every channel count
+    channels: tuple[Size, ...] = (16, 32, 64, 128)     # of each level; every level but the last halves the picture
+    layers: Few = 1                                    # residual blocks a level; the decoder has one more
+    latent: Size = 16                                  # C of the latents
+    groups: Size = 4                                   # of the group norms; divides every channel count
     middle_attention: bool = True                      # one head over the coarsest grid
-    size: int = 64                                     # side of the training pictures
-    picture_channels: int = 3
-    scaling: float = 1.0                               # latents that a denoiser sees = scaling * latents here
+    size: Size = 64                                    # side of the training pictures
+    picture_channels: Few = 3
+    scaling: Positive = 1.0                            # latents that a denoiser sees = scaling * latents here
 
     def __post_init__(self):
+        check_fields(self)
+        if not 1 <= len(self.channels) <= 10:
+            raise ConfigError(f"autoencoder channels should have one entry for each of 1 to 10 levels, got {len(self.channels)}")
         if any(c % self.groups for c in self.channels):
             raise ConfigError(f"autoencoder groups should divide every entry of channels {self.channels}, got {self.groups}")
 

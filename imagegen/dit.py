@@ -10,6 +10,7 @@ from torch import nn
 
 from gencore.attention import AttentionConfig
 from gencore.check import ConfigError, dims
+from gencore.config import Few, Positive, Share, Size, check_fields
 from gencore.embeddings import PatchEmbedding2D, TimestepEmbedding, unpatchify
 from gencore.layers import MLPConfig, NormConfig, modulate
 from gencore.positions import sincos_2d
@@ -19,18 +20,19 @@ from gencore.transformer import Memory, Transformer, TransformerConfig
 @dataclass(frozen=True)
 class DiTConfig:
     """Sizes of the transformer."""
-    channels: int = 16              # C of the latents
-    size: int = 8                   # side of the latents in training; other sizes stretch the positions
-    patch: int = 2                  # latents per side of a token
-    width: int = 256                # D
-    layers: int = 7
-    heads: int = 4                  # N
-    captions: int = 192             # width of the prompt's states
-    out_channels: int = 16          # C, or 2C when the second half (a variance) is left unused
-    interpolation: float = 1.0      # divides positions: PixArt at 1024 pixels has 2
-    eps: float = 1e-6               # of all norms
+    channels: Size = 16             # C of the latents
+    size: Few = 8                   # side of the latents in training; other sizes stretch the positions
+    patch: Few = 2                  # latents per side of a token
+    width: Size = 256               # D
+    layers: Few = 7
+    heads: Few = 4                  # N
+    captions: Size = 192            # width of the prompt's states
+    out_channels: Size = 16         # C, or 2C when the second half (a variance) is left unused
+    interpolation: Positive = 1.0   # divides positions: PixArt at 1024 pixels has 2
+    eps: Share = 1e-6               # of all norms
 
     def __post_init__(self):
+        check_fields(self)
         if self.size % self.patch:
             raise ConfigError(f"DiT size should be a multiple of patch {self.patch}, got {self.size}")
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gencore.check import CheckpointError, InputError, in_range
-from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.check import CheckpointError, ConfigError, InputError, in_range
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.diffusion import FLOW, check_steps, data_from, flow_levels
-from gencore.families import expect_fields
+from gencore.families import expect_fields, read_config
+from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, register
 from gencore.samplers import dpm_solver
 from gencore.text_encoder import TextEncoder, encode_prompts
@@ -149,14 +150,13 @@ class TextToImage:
     def from_pretrained(cls, name):
         """A shipped name, a folder or a Hub id in PixArt's layout -> TextToImage."""
         folder = resolve(name, "imagegen")
-        index = read_json(folder / "model_index.json")
-        expect_fields(index, {"_class_name": ("PixArtAlphaPipeline",)}, "TextToImage")
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        expect_fields(scheduler, {key: (value,) for key, value in SCHEDULER.items()}, "TextToImage's scheduler")
+        expect_kind(folder, "imagegen.TextToImage")
+        shift = read_shift(folder / "scheduler" / "scheduler_config.json")
         painter = Painter(read_part(folder / "transformer", PIXART, DiT), read_part(folder / "text_encoder", T5, TextEncoder, encoder_only),
                           read_part(folder / "vae", AUTOENCODER_KL, Autoencoder))
-        return cls(painter, Tokenizer.from_folder(folder / "tokenizer"), shift=float(scheduler.get("flow_shift", 1.0)),
-                   name=os.fspath(name), digest=weights_digest(folder))
+        tokenizer = Tokenizer.from_folder(folder / "tokenizer")
+        check_parts(folder, painter, tokenizer)
+        return cls(painter, tokenizer, shift=shift, name=os.fspath(name), digest=weights_digest(folder))
 
     def save_pretrained(self, folder, dtype=torch.float32):
         """Writes diffusers' folder, and makes it the one that recipes name."""
@@ -216,17 +216,39 @@ def drawing(pixels, recipe):
 
 # ---- folders ----
 
+def read_shift(path):
+    """scheduler_config.json -> flow_shift, the one thing in which it may differ from SCHEDULER."""
+    with naming(path):
+        scheduler = read_json(path)
+        expect_fields(scheduler, {key: (value,) for key, value in SCHEDULER.items()}, "TextToImage's scheduler")
+        shift = scheduler.get("flow_shift", 1.0)
+        if isinstance(shift, bool) or not isinstance(shift, (int, float)) or not 0.01 <= shift <= 100:
+            raise ConfigError(f"flow_shift should be between 0.01 and 100, got {shift!r}")
+    return float(shift)
+
+
+def check_parts(folder, painter, tokenizer):
+    """CheckpointError unless each part takes what the one before it gives."""
+    words, drawn, vae = painter.text_encoder.cfg, painter.transformer.cfg, painter.autoencoder.cfg
+    for what, given, taken in (("ids of the tokenizer", len(tokenizer), min(len(tokenizer), words.vocab)),
+                               ("width of the text encoder's states (d_model, caption_channels)", words.width, drawn.captions),
+                               ("channels of the latents (in_channels, latent_channels)", drawn.channels, vae.latent)):
+        if given != taken:
+            raise CheckpointError(f"{folder}: its parts are not of one painter: {what}: {given} on one side, {taken} on the other")
+
+
 def read_part(folder, family, Part, select=lambda tensors: tensors):
     """One component of a diffusers folder -> the module, in float32. A file that does not fit is refused before it is read."""
-    cfg = family.to_ours(read_json(folder / "config.json"))
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise CheckpointError(f"{folder} should hold one .safetensors file, found {len(files)}")
-    with torch.device("meta"):
+    cfg = read_config(family, folder / "config.json")
+    with torch.device("meta"), naming(folder / "config.json"):
         module = Part(cfg)
-    ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    family.check_shapes(cfg, select(tensor_shapes(files[0])), ours)
-    state = family.import_state(cfg, select(load_tensors(files[0])))
+    with naming(files[0]):
+        ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        family.check_shapes(cfg, select(tensor_shapes(files[0])), ours)
+        state = family.import_state(cfg, select(load_tensors(files[0])))
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return module.requires_grad_(False)
 

@@ -10,9 +10,10 @@ import torch
 
 from gencore.cache import Cache
 from gencore.check import CheckpointError, InputError, in_range
-from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, weights_digest
+from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes, weights_digest, weights_file
 from gencore.decode import decode
-from gencore.digest import read_header
+from gencore.families import read_config
+from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, register, save_text
 from gencore.tokenizer import Tokenizer
 from multimodal.families.llava import LLAVA
@@ -45,15 +46,13 @@ class Captioner:
     def from_pretrained(cls, name_or_folder, *, device="cpu"):
         """A shipped name ("reader"), a folder in LLaVA's layout, or a Hub id -> Captioner, in float32."""
         folder = resolve(name_or_folder, "multimodal")
-        cfg = LLAVA.to_ours(read_json(folder / "config.json"))
-        with torch.device("meta"):
-            model = Spliced(cfg)
-        own = own_state(model)
-        header = folder / "model.safetensors"
-        if header.is_file():                                                         # shards are checked after they are read
-            LLAVA.check_shapes(cfg, {name: entry.shape for name, entry in read_header(header).items()},
-                               {name: t.shape for name, t in own.items()})
-        state = LLAVA.import_state(cfg, load_tensors(folder))
+        expect_kind(folder, "multimodal.Captioner")
+        cfg = read_config(LLAVA, folder / "config.json")
+        with torch.device("meta"), naming(folder / "config.json"):
+            shapes = {name: t.shape for name, t in own_state(Spliced(cfg)).items()}
+        with naming(weights_file(folder)):
+            LLAVA.check_shapes(cfg, tensor_shapes(folder), shapes)
+            state = LLAVA.import_state(cfg, load_tensors(folder))
         model = Spliced(cfg)
         model.load_state_dict({name: t.float() for name, t in state.items()}, strict=not cfg.tied)
         return cls(model.to(device), Tokenizer.from_folder(folder), name_or_folder)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import AttentionConfig
-from gencore.check import ConfigError, InputError, dims
+from gencore.check import InputError, dims
+from gencore.config import Few, Share, Size, check_fields, check_ids
 from gencore.layers import ACTIVATIONS, MLPConfig, NormConfig
 from gencore.masks import causal, padding
 from gencore.positions import RotaryConfig
@@ -20,21 +21,21 @@ from multimodal.vision import VisionConfig, VisionTower
 class SpliceConfig:
     """A vision tower, a projector, and a causal language model."""
     vision: VisionConfig = field(default_factory=VisionConfig)
-    vocab: int = 1024                  # V
-    width: int = 192                   # D of the language model
-    layers: int = 2
-    heads: int = 6                     # N
-    kv_heads: int | None = None        # G; None = N
-    mlp: int = 384                     # width inside the gated MLP
-    eps: float = 1e-5                  # of the RMS norms
+    vocab: Size = 1024                 # V
+    width: Size = 192                  # D of the language model
+    layers: Few = 2
+    heads: Few = 6                     # N
+    kv_heads: Few | None = None        # G; None = N
+    mlp: Size = 384                    # width inside the gated MLP
+    eps: Share = 1e-5                  # of the RMS norms
     rotary: RotaryConfig = field(default_factory=RotaryConfig)
     tied: bool = True                  # the head is the table of embeddings
-    context: int = 128                 # positions, pictures included, that the language model was trained for
+    context: Size = 128                # positions, pictures included, that the language model was trained for
     image_token: int = 3               # id of the placeholder "<image>"
 
     def __post_init__(self):
-        if not 0 <= self.image_token < self.vocab:
-            raise ConfigError(f"image_token should be below vocab {self.vocab}, got {self.image_token}")
+        check_fields(self)
+        check_ids(self, {"image_token_index": self.image_token})
 
     @property
     def transformer(self):

@@ -2,13 +2,14 @@
 
 Dosovitskiy et al. 2021 (patches), Zhai et al. 2023 (SigLIP: no class token, learned places, a final norm)."""
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
 from gencore.attention import AttentionConfig
 from gencore.check import ConfigError, dims
+from gencore.config import Few, Share, Size, Within, check_fields
 from gencore.embeddings import LearnedPositions, PatchEmbedding2D
 from gencore.layers import MLPConfig, NormConfig, make_norm
 from gencore.transformer import Transformer, TransformerConfig
@@ -17,17 +18,18 @@ from gencore.transformer import Transformer, TransformerConfig
 @dataclass(frozen=True)
 class VisionConfig:
     """Shape of a vision tower."""
-    image: int = 64                    # height and width of the pictures it reads
-    patch: int = 16                    # side of a patch; divides image
-    channels: int = 3
-    width: int = 192                   # D
-    layers: int = 5
-    heads: int = 6                     # N
-    mlp: int = 768                     # width inside an MLP
+    image: Annotated[int, Within(1, 4096)] = 64        # height and width of the pictures it reads
+    patch: Few = 16                    # side of a patch; divides image
+    channels: Few = 3
+    width: Size = 192                  # D
+    layers: Few = 5
+    heads: Few = 6                     # N
+    mlp: Size = 768                    # width inside an MLP
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu_tanh"
-    eps: float = 1e-6                  # of the norms
+    eps: Share = 1e-6                  # of the norms
 
     def __post_init__(self):
+        check_fields(self)
         if self.image % self.patch:
             raise ConfigError(f"vision.patch should divide image {self.image}, got {self.patch}")
 

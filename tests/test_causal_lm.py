@@ -173,8 +173,8 @@ def test_bf16_files_are_half_as_large_and_load_as_float32(tmp_path):
 
 @pytest.mark.parametrize("change, error, words", [
     ({"hidden_size": 64}, CheckpointError, "should have shape|should be"), ({"num_hidden_layers": 3}, CheckpointError, "blocks.2"),
-    ({"num_hidden_layers": 1}, CheckpointError, "blocks.1"), ({"model_type": "lama"}, UnknownNameError, 'did you mean "llama"'),
-    ({"hidden_act": "relu"}, ConfigError, "hidden_act"), ({"num_attention_heads": "two"}, ConfigError, "attention.heads should be int")])
+    ({"num_hidden_layers": 1}, CheckpointError, "blocks.1"), ({"model_type": "lama"}, CheckpointError, 'did you mean "llama"'),
+    ({"hidden_act": "relu"}, ConfigError, "hidden_act"), ({"num_attention_heads": "two"}, ConfigError, "num_attention_heads should be int")])
 def test_a_configuration_that_does_not_fit_is_refused(change, error, words, tmp_path):
     small().save_pretrained(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())

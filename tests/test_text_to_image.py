@@ -145,7 +145,7 @@ def test_broken_folders_are_refused_by_name(folder, tmp_path):
 
     cases = [("gone", lambda p: (p / "vae" / "diffusion_pytorch_model.safetensors").unlink(), CheckpointError, "vae"),
              ("wide", edit("transformer/config.json", num_layers=3), CheckpointError, "blocks.2"),
-             ("foreign", edit("model_index.json", _class_name="FluxPipeline"), ConfigError, "FluxPipeline"),
+             ("foreign", edit("model_index.json", _class_name="FluxPipeline"), CheckpointError, "FluxPipeline"),
              ("noise", edit("scheduler/scheduler_config.json", prediction_type="epsilon"), ConfigError, "prediction_type")]
     for name, change, kind, message in cases:
         with pytest.raises(kind, match=message):

@@ -13,29 +13,31 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gencore.attention import AdditiveAttention
 from gencore.check import InputError
-from gencore.checkpoint import belongs, load_tensors, read_json, resolve, save_folder
-from gencore.config import check_choices, from_dict, to_dict
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
+from gencore.config import Share, Size, check_fields, check_ids, from_dict, to_dict
 from gencore.decode import resting
-from gencore.tokenizer import Tokenizer
+from gencore.kinds import expect_kind
+from textgen.folders import tokenizer_of
 from textgen.seq2seq import likeliest, shifted, smoothed_cross_entropy, translated
 
 
 @dataclass(frozen=True)
 class AttentionSeq2SeqConfig:
     """Sizes, and whether there is attention at all."""
-    vocab: int = 8192                                            # V, of both languages
-    context: int = 512                                           # most tokens of either side
-    width: int = 256                                             # D, of the token table
-    hidden: int = 256                                            # H, of the states
+    vocab: Size = 8192                                           # V, of both languages
+    context: Size = 512                                          # most tokens of either side
+    width: Size = 256                                            # D, of the token table
+    hidden: Size = 256                                           # H, of the states
     attention: Literal["additive", "none"] = "additive"          # none: all that is known of the source is its last state (Cho et al. 2014)
-    dropout: float = 0.2
-    smoothing: float = 0.1                                       # of the targets when training
+    dropout: Share = 0.2
+    smoothing: Share = 0.1                                       # of the targets when training
     start: int = 1                                               # id that the decoder begins with
     eos: tuple[int, ...] = (0,)
     pad: int = 1
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
+        check_ids(self, {"start": self.start, "eos": self.eos, "pad": self.pad})
 
 
 class Read(NamedTuple):
@@ -154,14 +156,14 @@ class AttentionSeq2Seq(nn.Module):
     def from_pretrained(cls, folder):
         """A folder that save_pretrained wrote -> the model with its tokenizer, in eval mode."""
         folder = resolve(folder, "textgen", hub=False)
-        with torch.device("meta"):
+        expect_kind(folder, "textgen.AttentionSeq2Seq")
+        with torch.device("meta"), naming(folder):
             model = cls(from_dict(AttentionSeq2SeqConfig, read_json(folder / "config.json")))
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         state = load_tensors(folder / "model.safetensors", expect=shapes)
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
         model.requires_grad_(True)
-        if belongs(folder / "tokenizer.json"):
-            model.tokenizer = Tokenizer.from_folder(folder)
+        model.tokenizer = tokenizer_of(folder, model.cfg.vocab)
         return model.eval()
 
     def save_pretrained(self, folder, *, dtype=None):

@@ -12,6 +12,7 @@ from torch import nn
 from gencore.attention import AttentionConfig
 from gencore.check import DataError, InputError, dims
 from gencore.checkpoint import save_folder
+from gencore.config import Few, Share, Size, check_fields, check_ids
 from gencore.decode import resting
 from gencore.embeddings import LearnedPositions
 from gencore.layers import ACTIVATIONS, MLPConfig, NormConfig, make_norm
@@ -34,14 +35,18 @@ def bert_stack(width=128, layers=4, heads=4, mlp=512):
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of the encoder, and of what stands on it."""
-    vocab: int = 8192                                            # V
-    context: int = 512                                           # positions
-    types: int = 2                                               # kinds of segments: first and second sentence
+    vocab: Size = 8192                                           # V
+    context: Size = 512                                          # positions
+    types: Few = 2                                               # kinds of segments: first and second sentence
     transformer: TransformerConfig = field(default_factory=bert_stack)
-    dropout: float = 0.1                                         # before a classifier
+    dropout: Share = 0.1                                         # before a classifier
     labels: tuple[str, ...] = ()                                 # of a classifier
     pad: int | None = 0
     family: str = "bert"                                         # layout of the folder that save_pretrained writes
+
+    def __post_init__(self):
+        check_fields(self)
+        check_ids(self, {"pad_token_id": self.pad})
 
 
 class Encoder(nn.Module):

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from gencore.attention import head_sizes
-from gencore.check import CheckpointError, InputError, dims, nearest
-from gencore.checkpoint import belongs, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.check import InputError, dims, nearest
+from gencore.checkpoint import naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.config import Positive, Size, check_fields, check_ids, check_values
 from gencore.decode import CompiledStep, column_major, resting
 from gencore.embeddings import LearnedPositions
+from gencore.families import BY_NAME, read_config
 from gencore.int4 import int4_linears
 from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
@@ -20,9 +22,8 @@ from gencore.masks import causal
 from gencore.masks import documents as of_documents
 from gencore.positions import restarting
 from gencore.recipe import Recipe, ReplayError, register
-from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
-from textgen.folders import files_of, layout_of, read_state
+from textgen.folders import files_of, layout_of, read_state, tokenizer_of
 from textgen.run import Trace
 from textgen.text import SEEDS, Settings, as_list, joined, logprobs_of, made_text, pieces, score, started
 
@@ -32,17 +33,21 @@ PREPARED = {None: column_major, "int8": int8_linears, "int4": int4_linears}     
 @dataclass(frozen=True)
 class CausalLMConfig:
     """A language model of any family that textgen knows."""
-    vocab: int = 8192                                            # V
-    context: int = 512                                           # positions that it was made for
+    vocab: Size = 8192                                           # V
+    context: Size = 512                                          # positions that it was made for
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     tied: bool = True                                            # the head is the token table
     learned_positions: bool = False                              # a table of `context` rows is added to the tokens (GPT-2)
-    embedding_scale: float | None = None                         # on the token table (Gemma: the square root of the width)
-    logit_softcap: float | None = None                           # logits become cap * tanh(logit / cap) (Gemma 2)
+    embedding_scale: Positive | None = None                      # on the token table (Gemma: the square root of the width)
+    logit_softcap: Positive | None = None                        # logits become cap * tanh(logit / cap) (Gemma 2)
     family: str = "llama"                                        # layout of the folder that save_pretrained writes
     bos: int | None = None                                       # special ids, None = there is none
     eos: tuple[int, ...] = ()
     pad: int | None = None
+
+    def __post_init__(self):
+        check_fields(self)
+        check_ids(self, {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad})
 
 
 class CausalLM(nn.Module):
@@ -191,18 +196,14 @@ class CausalLM(nn.Module):
         if quantize not in PREPARED:
             raise InputError(f'quantize should be None, "int8" or "int4", got {quantize!r}{nearest(quantize, ["int8", "int4"])}')
         folder = resolve(name_or_folder, "textgen")
-        try:
-            cfg, state = read_folder(folder)
-        except CheckpointError as error:
-            raise error if str(folder) in str(error) else CheckpointError(f"{folder}: {error}") from error
+        cfg, state = read_folder(folder)
         with torch.device("meta"):
             model = cls(cfg)
         model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
         if cfg.tied:
             model.head.weight = model.embedding.weight
         model.requires_grad_(True)
-        if belongs(folder / "tokenizer.json"):
-            model.tokenizer = Tokenizer.from_folder(folder)
+        model.tokenizer = tokenizer_of(folder, cfg.vocab)
         shipped = folder.parent == Path(__file__).parent / "pretrained"
         model.name, model.digest = folder.name if shipped else os.fspath(folder.resolve()), weights_digest(folder)
         model.compile, model.quantize = compile, quantize
@@ -223,10 +224,13 @@ class CausalLM(nn.Module):
 
 def read_folder(folder):
     """A folder in a family's layout -> (CausalLMConfig, {our name: tensor}). Refused before anything is allocated when they don't fit."""
-    layout, config = layout_of(folder, CausalLM)
-    cfg = layout.to_ours(config)
-    if (folder / "generation_config.json").is_file():
-        cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids(read_json(folder / "generation_config.json"))["eos"]))))
+    layout, generation = layout_of(folder, CausalLM), folder / "generation_config.json"
+    cfg = read_config(layout, folder / "config.json")
+    if generation.is_file():
+        said = read_json(generation)
+        with naming(generation):
+            check_values(said, BY_NAME)
+            cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids(said)["eos"]))))
     shapes = tensor_shapes(folder)
     both = replace(cfg, tied=False) if "lm_head.weight" in shapes else cfg       # a head in the file may say otherwise than the configuration
     state = read_state(folder, layout, both, CausalLM, tied=tied_names(both))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from gencore.check import ConfigError
-from gencore.config import check_choices
+from gencore.config import check_fields
 
 BLOCK = 32                    # T, words of a block
 
@@ -31,7 +31,7 @@ class Word2VecConfig:
     seed: int = 1
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
         for name in ("width", "window", "negative", "min_count", "epochs", "noise", "blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Word2VecConfig.{name} should be at least 1, got {getattr(self, name)}")

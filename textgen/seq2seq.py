@@ -13,6 +13,7 @@ from gencore.beam import beam_search
 from gencore.cache import Cache
 from gencore.check import InputError, dims
 from gencore.checkpoint import save_folder
+from gencore.config import Positive, Share, Size, check_fields, check_ids
 from gencore.data import right_padded
 from gencore.decode import Stepper, decode, resting
 from gencore.layers import MLPConfig, NormConfig
@@ -34,20 +35,24 @@ def transformer_stack(width=256, layers=3, heads=4, mlp=1024, *, dropout=0.1, cr
 @dataclass(frozen=True)
 class Seq2SeqConfig:
     """Both stacks and what is around them."""
-    vocab: int = 8192                                            # V, of both languages
-    context: int = 512                                           # most tokens of either side
+    vocab: Size = 8192                                           # V, of both languages
+    context: Size = 512                                          # most tokens of either side
     encoder: TransformerConfig = field(default_factory=transformer_stack)
     decoder: TransformerConfig = field(default_factory=lambda: transformer_stack(cross=True))
     sinusoids: bool = True                                       # places added to the tokens; False: the stacks have their own (T5)
-    embedding_scale: float | None = 16.0                         # on the token table; the paper: the square root of the width
-    output_scale: float | None = None                            # on the decoder's states before the head (T5)
+    embedding_scale: Positive | None = 16.0                      # on the token table; the paper: the square root of the width
+    output_scale: Positive | None = None                         # on the decoder's states before the head (T5)
     tied: bool = True                                            # the head is the token table
     head_bias: bool = True
-    smoothing: float = 0.1                                       # of the targets when training
+    smoothing: Share = 0.1                                       # of the targets when training
     start: int = 1                                               # id that the decoder begins with
     eos: tuple[int, ...] = (0,)
     pad: int = 1
     family: str = "marian"                                       # layout of the folder that save_pretrained writes
+
+    def __post_init__(self):
+        check_fields(self)
+        check_ids(self, {"decoder_start_token_id": self.start, "eos_token_id": self.eos, "pad_token_id": self.pad})
 
 
 class Seq2SeqLM(nn.Module):

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from gencore.config import check_choices, override
+from gencore.config import check_fields, override
 from gencore.data import Batches
 from gencore.tokenizer import train_bpe, with_chat
 from gencore.train import Run, TrainConfig, fit
@@ -44,7 +44,7 @@ class ChatRun:
                                                                    precision="auto", eval_every=500, save_every=500))
 
     def __post_init__(self):
-        check_choices(self)
+        check_fields(self)
 
 
 def lessons(rows, split, asides, seed=0):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from gencore.check import CheckpointError, DataError, InputError, UnknownNameError, nearest
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
 from gencore.config import from_dict
+from gencore.kinds import expect_kind
 from textgen.negative_sampling import BLOCK, Trainer, Word2VecConfig
 
 CHUNK = 200_000                                          # words of text held as ids at a time
@@ -114,6 +115,7 @@ class Word2Vec:
     def from_pretrained(cls, name_or_folder):
         """A shipped name ("word-vectors") or a folder that save_pretrained wrote."""
         folder = resolve(name_or_folder, "textgen", hub=False)
+        expect_kind(folder, "textgen.Word2Vec")
         config = read_json(folder / "config.json")
         if config.get("kind") != "word2vec" or not isinstance(config.get("words"), list):
             raise CheckpointError(f"{folder / 'config.json'} is not the configuration of word vectors (kind and words)")

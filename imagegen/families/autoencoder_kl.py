@@ -14,7 +14,7 @@ BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoder
 def to_ours(config):
     expect_fields(config, FIXED, "AutoencoderKL")
     for field, kind in BLOCKS.items():
-        for found in config.get(field, [kind]):
+        for found in config.get(field) or [kind]:
             expect_fields({field: found}, {field: (kind,)}, "AutoencoderKL")
     expect_fields(config, {"out_channels": (config.get("in_channels", 3),)}, "AutoencoderKL")
     return from_dict(AutoencoderConfig, read_fields(FIELDS, config, "AutoencoderKL"))

@@ -13,7 +13,7 @@ SIZES = ("attention_head_dim", "cross_attention_dim", "out_channels", "interpola
 def to_ours(config):
     expect_fields(config, FIXED, "PixArt")
     fields = read_fields(FIELDS, config, "PixArt")
-    width = fields["heads"] * config.get("attention_head_dim", 72)
+    width = fields["heads"] * (config.get("attention_head_dim") or 72)
     scale = config.get("interpolation_scale") or max(fields["size"] // 64, 1)
     if config.get("use_additional_conditions") is None and fields["size"] == 128:      # diffusers' default: size and shape embedded too
         expect_fields({"use_additional_conditions": True}, FIXED, "PixArt")

@@ -30,7 +30,7 @@ def to_ours(config):
                           "the defaults are those of a CLIP tower, which is not read here")
     text = config["text_config"]
     expect_fields(text, {"model_type": ("llama",), "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
-                         "head_dim": (None, text.get("hidden_size", 4096) // text.get("num_attention_heads", 32))}, "llava")
+                         "head_dim": (None, (text.get("hidden_size") or 4096) // (text.get("num_attention_heads") or 32))}, "llava")
     fields = read_fields(TEXT_FIELDS, text, "llava")
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
     image_token = config.get("image_token_index", config.get("image_token_id", 32000))
@@ -43,7 +43,7 @@ def rotary(text):
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", text.get("rope_theta", 10000.0))
     scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
-    return {"theta": float(theta), "scaling": rope if scaled else None}
+    return {"theta": theta, "scaling": rope if scaled else None}
 
 
 def to_theirs(cfg):

@@ -1,0 +1,61 @@
+"""One tiny saved folder of each kind of model, for tests of what a folder may hold."""
+import torch
+
+from audiogen import Codec, TextToSpeech
+from audiogen.codec import CodecConfig
+from audiogen.lm import TokenModel, TokenModelConfig
+from audiogen.speech import SpeechConfig
+from gencore.attention import AttentionConfig
+from gencore.layers import MLPConfig
+from gencore.positions import RotaryConfig
+from gencore.quantize import QuantizeConfig
+from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
+from gencore.tokenizer import train_bpe
+from gencore.transformer import TransformerConfig
+from imagegen import TextToImage
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.dit import DiT, DiTConfig
+from imagegen.text_to_image import Painter
+from multimodal import Captioner
+from multimodal.splice import SpliceConfig, Spliced
+from multimodal.vision import VisionConfig
+from textgen import CausalLM
+from textgen.model import CausalLMConfig
+
+STACK = TransformerConfig(width=16, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(24, True, "silu"), rotary=RotaryConfig())
+OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, Codec, TextToSpeech, Captioner)}
+
+
+def novelist():
+    tokenizer = train_bpe(["a dark night"], 262)
+    return CausalLM(CausalLMConfig(vocab=262, context=48, transformer=STACK, bos=0, eos=(0,), pad=1), tokenizer)
+
+
+def painter():
+    parts = Painter(DiT(DiTConfig(channels=3, size=4, width=24, layers=2, heads=2, captions=20, out_channels=3)),
+                    TextEncoder(TextEncoderConfig(vocab=262, width=20, heads=2, head_width=8, mlp=30)),
+                    Autoencoder(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8)))
+    return TextToImage(parts, train_prompt_tokenizer(["a seven"] * 4, 262, length=12))
+
+
+def codec():
+    return Codec(CodecConfig(width=8, mels=16, window=256, encoder_blocks=1, decoder_blocks=1,
+                             quantize=QuantizeConfig(width=4, books=2, codes=8)))
+
+
+def speaker():
+    cfg = TokenModelConfig(words=("yes", "no"), voices=("ann",), books=2, codes=8, longest=12, weights=(2.0, 1.0), transformer=STACK)
+    return TextToSpeech(SpeechConfig(cfg), TokenModel(cfg), codec())
+
+
+def reader():
+    tokenizer = train_bpe(["a red circle"], 263, specials=("</s>", "<pad>", "<image>"))
+    vision = VisionConfig(image=16, patch=8, width=16, layers=2, heads=2, mlp=24)
+    return Captioner(Spliced(SpliceConfig(vision, vocab=263, width=16, heads=2, mlp=24, context=40, image_token=2)), tokenizer)
+
+
+def save_all(place):
+    """Writes place / CausalLM, place / TextToImage, ... : folders named after the class that opens them."""
+    for name, make in zip(OPENERS, (novelist, painter, codec, speaker, reader)):
+        torch.manual_seed(0)
+        make().save_pretrained(place / name)
