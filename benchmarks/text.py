@@ -2,21 +2,27 @@
 
     python -m benchmarks.text                                     decoding and training speed
     python -m benchmarks.text --data novels.parquet               quality as well, on its validation split (bits per byte); --split test
-    python -m benchmarks.text --nanogpt FOLDER                    nanoGPT's model.py (github.com/karpathy/nanoGPT) takes part in training
+    python -m benchmarks.text --nanogpt FOLDER                    nanoGPT (github.com/karpathy/nanoGPT: its model.py, its optimizer and the
+                                                                  order of its loop) takes part in training
 
 Both sides run alternately in this one process; ratios of medians count. Writes benchmarks/results/text.json."""
 import argparse
 import importlib.util
+import io
 import json
 import statistics
+import tempfile
 import time
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gencore.choose import Sampling
 from gencore.data import text_folder
-from gencore.optim import make_optimizer
+from gencore.optim import make_optimizer, schedule
+from gencore.processor import multiplies_bfloat16
 from gencore.recipe import versions
 from gencore.train import TrainConfig
 from textgen import CausalLM
@@ -25,6 +31,7 @@ from textgen.text import Settings, run
 
 RESULTS = Path(__file__).parent / "results" / "text.json"
 PROMPT = "It was a dark night, and the rain fell in torrents upon the roof of the old house, where nobody had lived for years; "
+BATCH, RATE, LAST = 8, 1e-3, 10                                # rows of a training step, AdamW's peak rate, steps whose loss is told
 PASSAGE = PROMPT + ("but that evening there was a light in the window, and a man who had lost his way saw it from the road "
                     "and turned in at the gate. ") * 4
 
@@ -36,8 +43,9 @@ def main():
     parser.add_argument("--nanogpt", type=Path, help="folder with nanoGPT's model.py")
     parser.add_argument("--model", default="novelist")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7, help="of each contender")
+    parser.add_argument("--rounds", type=int, default=7, help="of decoding, by each contender")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of a decoding round")
+    parser.add_argument("--steps", type=int, default=60, help="of training, by each contender")
     parser.add_argument("--skip", nargs="*", default=[], choices=["quality", "decode", "compile", "train"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -110,57 +118,105 @@ def evaluation_text(args):
 
 
 def training(args):
-    """Tokens per second of whole training steps on the novelist's shape, same batches, and the loss that each has reached."""
-    lm = CausalLM.from_pretrained(args.model)
-    ids = torch.tensor(lm.tokenizer.encode(("\n".join(evaluation_text(args)))[:400_000] if args.data else PASSAGE * 200))
-    bf16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")                # elsewhere bfloat16 is emulated, 9 x slower
-    contenders = {"commonthread, Muon": CausalLM(lm.cfg), "commonthread, AdamW": CausalLM(lm.cfg), "transformers Llama": llama(lm)}
+    """Tokens per second of whole training steps on the novelist's shape, and the loss after the same steps on the same batches.
+
+    All have one schedule; Muon its own peak, the others RATE. nanoGPT's train.py computes in float32 on a CPU; its autocast for GPUs runs too."""
+    lm, bf16 = CausalLM.from_pretrained(args.model), multiplies_bfloat16("cpu")
+    text = "\n".join(evaluation_text(args))[:400_000] if args.data else PASSAGE * 200
+    draws = Draws(lm.tokenizer.encode(text), lm.cfg.context)
+    steps = {"commonthread, Muon": Step(CausalLM(lm.cfg), draws, bf16=bf16, muon=True),
+             "commonthread, AdamW": Step(CausalLM(lm.cfg), draws, bf16=bf16), "transformers Llama": Step(llama(lm), draws, bf16=bf16)}
     if args.nanogpt:
-        contenders["nanoGPT"] = nanogpt(args.nanogpt, lm.cfg)
-    steps = {name: Step(model, muon="Muon" in name, bf16=bf16) for name, model in contenders.items()}
-    rounds, rate = max(3, args.rounds), {name: [] for name in steps}
-    for number in range(rounds + 1):
-        starts = torch.randint(0, len(ids) - lm.cfg.context - 1, (8,), generator=torch.Generator().manual_seed(number))
-        batch = ids[starts[:, None] + torch.arange(lm.cfg.context + 1)]                # (8, T + 1)
+        steps["nanoGPT"] = NanoGPT(nanogpt(args.nanogpt, lm.cfg), draws, bf16=False)
+        if bf16:
+            steps["nanoGPT, autocast"] = NanoGPT(nanogpt(args.nanogpt, lm.cfg), draws, bf16=True)
+    config, rate, losses = TrainConfig(steps=args.steps, warmup=args.steps // 10, decay=0.5), {}, {}
+    for number in range(args.steps):
         for name, step in steps.items():
             begun = time.perf_counter()
-            step(batch)
-            rate[name].append(batch[:, 1:].numel() / (time.perf_counter() - begun))
+            losses.setdefault(name, []).append(step(number, schedule(number, config)))
+            rate.setdefault(name, []).append(BATCH * lm.cfg.context / (time.perf_counter() - begun))
     rows = {}
-    peer = statistics.median(rate["nanoGPT" if args.nanogpt else "transformers Llama"][1:])
+    peer = statistics.median(rate[list(steps)[-1]][1:])                                # the first step warms up
     for name in steps:
-        middle = statistics.median(rate[name][1:])
-        rows[name] = {"tokens_per_second": round(middle), "ratio": round(middle / peer, 2), "loss": round(steps[name].last, 3)}
-        print(f"{name:26} {rows[name]['tokens_per_second']:8} tokens/s   {rows[name]['ratio']:.2f} x   "
-              f"loss after {rounds + 1} steps {rows[name]['loss']:.3f}")
-    return {"rows": rows, "precision": "bf16" if bf16 else "float32 (this CPU has no bf16)", "threads": args.threads}
+        middle, loss = statistics.median(rate[name][1:]), statistics.fmean(losses[name][-LAST:])
+        size = sum(p.numel() for p in steps[name].model.parameters())
+        rows[name] = {"tokens_per_second": round(middle), "ratio": round(middle / peer, 2), "loss": round(loss, 3), "parameters": size}
+        print(f"{name:22} {size:11,} parameters {middle:8.0f} tokens/s   {middle / peer:.2f} x   loss after {args.steps} steps {loss:.3f}")
+    return {"rows": rows, "precision": "bf16" if bf16 else "float32 (this CPU has no bf16)", "threads": args.threads, "steps": args.steps,
+            "loss": f"mean of the last {LAST} steps"}
+
+
+class Draws:
+    """Which windows of a text step `number` learns from: the same for all, as tensors or from a file of 16-bit numbers."""
+
+    def __init__(self, ids, context):
+        self.ids, self.context = torch.tensor(ids), context
+        self.file = Path(tempfile.mkdtemp()) / "train.bin"
+        np.array(ids, dtype=np.uint16).tofile(self.file)
+
+    def starts(self, number):
+        return torch.randint(0, len(self.ids) - self.context - 1, (BATCH,), generator=torch.Generator().manual_seed(number))
+
+    def batch(self, number):
+        """inputs, targets (B,T)."""
+        windows = self.ids[self.starts(number)[:, None] + torch.arange(self.context + 1)]
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+    def mapped(self, number):
+        """The same as nanoGPT reads it: a memory map that is opened anew, a tensor for each window."""
+        data, T = np.memmap(self.file, dtype=np.uint16, mode="r"), self.context
+        pairs = [(data[i:i + T], data[i + 1:i + 1 + T]) for i in self.starts(number).tolist()]
+        return tuple(torch.stack([torch.from_numpy(window.astype(np.int64)) for window in windows]) for windows in zip(*pairs))
 
 
 class Step:
-    """One training step as each library does it: loss, backward, clip, optimizer."""
+    """One training step of gencore.train.fit, for our model and for transformers': rate, batch, loss, backward, clip, step."""
 
-    def __init__(self, model, *, muon, bf16):
-        self.model, self.bf16, self.last = model.train(), bf16, 0.0
-        self.ours = isinstance(model, CausalLM)
-        self.optimizer = make_optimizer(model, TrainConfig(lr=3e-3, muon_lr=6e-3 if muon else None))
-        self.optimizer.set_share(1.0 if muon else 0.3)
+    def __init__(self, model, draws, *, bf16, muon=False):
+        self.model, self.draws, self.bf16 = model.train(), draws, bf16
+        self.optimizer = make_optimizer(model, TrainConfig(lr=3e-3 if muon else RATE, muon_lr=6e-3 if muon else None))
 
-    def __call__(self, batch):
-        inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+    def __call__(self, number, share):
+        self.optimizer.set_share(share)
+        inputs, targets = self.draws.batch(number)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            if self.ours:
+            if isinstance(self.model, CausalLM):
                 summed, count = self.model.loss(inputs, targets)
                 loss = summed / count
-            elif hasattr(self.model, "generation_config"):
+            else:
                 logits = self.model(inputs, use_cache=False).logits
                 loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-            else:
-                _, loss = self.model(inputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.last = loss.item()
+        return loss.item()
+
+
+class NanoGPT:
+    """One pass of nanoGPT's training loop: rate, forward, the next batch, backward, clip, step, gradients let go; its optimizer and its settings."""
+
+    def __init__(self, model, draws, *, bf16):
+        self.model, self.draws, self.bf16 = model.train(), draws, bf16
+        self.next = draws.mapped(0)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False)                       # its train.py has one: at work in float16 alone
+        with redirect_stdout(io.StringIO()):                                           # it tells what it counts
+            self.optimizer = model.configure_optimizers(0.1, RATE, (0.9, 0.95), "cpu")
+
+    def __call__(self, number, share):
+        for group in self.optimizer.param_groups:
+            group["lr"] = RATE * share
+        with torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext():
+            _, loss = self.model(*self.next)
+        self.next = self.draws.mapped(number + 1)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
 
 
 def llama(lm):
