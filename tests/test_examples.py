@@ -126,7 +126,7 @@ def test_a_conversation_is_held_in_the_terminal(talks):
     printed = run(script, str(talks / "model"), "--temperature", "0", typed="Hello.\n\nAnd you?\n/new\nHello.\n/quit\nnever read\n")
     assert printed == f"{first}\n{second}\n{first}\n"
     refused = subprocess.run([sys.executable, script, "novelist"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert refused.returncode == 1 and "has no chat template" in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.returncode == 2 and "has no chat template" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_the_quickstart_takes_less_than_a_minute(demo):
