@@ -1,14 +1,19 @@
 """A sound as a value: samples, sample rate and how it was made. Reads and writes WAV and FLAC, resamples, plays in notebooks, draws."""
 import base64
 import io
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from audiogen.mel import LogMel
-from gencore.check import DataError, InputError, dims
+from gencore.check import InputError, dims, whole
+from gencore.sounds import read_sound
 
+FASTEST = 1_000_000         # Hz that `resample` makes
+KERNEL = 4_000_000          # numbers in a filter of torchaudio's at most: it keeps one for every phase between two rates
 LONGEST = 600.0             # seconds that `load` takes; longer files are refused before they are decoded
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
@@ -21,18 +26,12 @@ class Audio:
     recipe: object = None
 
     def __post_init__(self):
-        waveform = torch.as_tensor(self.waveform)
-        if not waveform.is_floating_point():
-            raise InputError(f"waveform should hold floats in [-1, 1], got {waveform.dtype}: divide 16-bit samples by 32768")
-        waveform = waveform.detach().float().cpu()
+        waveform = samples(self.waveform).cpu()
         waveform = waveform[None] if waveform.ndim == 1 else waveform
         C, _ = dims("waveform", waveform, "C L")
         if C > 8:
             raise InputError(f"waveform should be (channels, samples), got {tuple(waveform.shape)}: transpose it")
-        if not waveform.isfinite().all():
-            raise InputError("waveform holds values that are not finite")
-        if isinstance(self.sample_rate, bool) or not isinstance(self.sample_rate, int) or self.sample_rate < 1:
-            raise InputError(f"sample_rate should be a whole number of Hz, got {self.sample_rate!r}")
+        object.__setattr__(self, "sample_rate", whole("sample_rate (Hz)", self.sample_rate, 1))
         object.__setattr__(self, "waveform", waveform)
 
     def __repr__(self):
@@ -45,7 +44,8 @@ class Audio:
     @classmethod
     def load(cls, path, sample_rate=None):
         """WAV, FLAC, OGG or MP3 (a path or a file object) -> Audio, resampled when `sample_rate` is given; its recipe comes along."""
-        waveform, rate, comment = _read(path)
+        name = path if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "the sound")
+        waveform, rate, comment = read_sound(path, name, longest=LONGEST)
         audio = cls(waveform, rate, _recipe_of(comment))
         return audio if sample_rate is None else audio.resample(sample_rate)
 
@@ -71,10 +71,13 @@ class Audio:
 
     def resample(self, sample_rate):
         """The same sound at another rate (windowed sinc)."""
-        if sample_rate == self.sample_rate:
+        if whole("sample_rate (Hz)", sample_rate, 1, FASTEST) == self.sample_rate:
             return self
+        old, new = (rate // math.gcd(self.sample_rate, sample_rate) for rate in (self.sample_rate, sample_rate))
+        if old * new > KERNEL or not self.waveform.shape[1]:
+            return Audio(interpolated(self.waveform, old, new), sample_rate, self.recipe)
         from torchaudio.functional import resample
-        return Audio(resample(self.waveform, self.sample_rate, sample_rate), sample_rate, self.recipe)
+        return Audio(resample(self.waveform, old, new), sample_rate, self.recipe)
 
     def mono(self):
         """The mean of the channels as one."""
@@ -83,14 +86,17 @@ class Audio:
     def mel(self, bands=64):
         """Natural logarithm of mel magnitudes (C,P,T), 64 ms windows every 16 ms."""
         hop = max(1, round(self.sample_rate * 0.016))
+        if self.waveform.shape[1] < hop:
+            raise InputError(f"{self!r} is too short for a spectrogram: expected {hop} samples or more, got {self.waveform.shape[1]}")
         return LogMel(self.sample_rate, bands, 4 * hop, hop)(self.waveform)
 
     def draw(self, path):
         """Writes a spectrogram as PNG. Returns the path."""
         from matplotlib.figure import Figure
+        mel = self.mono().mel()[0].numpy()
         figure = Figure(figsize=(max(2.0, min(12.0, 1 + 3 * self.seconds)), 2.4), layout="constrained")
         axes = figure.subplots()
-        axes.imshow(self.mono().mel()[0].numpy(), origin="lower", aspect="auto", cmap="magma", vmin=-7,
+        axes.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=-7, vmax=max(-6, mel.max()),             # silence is black
                     extent=(0, self.seconds, 0, 64), interpolation="nearest")
         axes.set(xlabel="seconds", ylabel="mel band")
         figure.savefig(path, dpi=110)
@@ -102,22 +108,35 @@ class Audio:
         return f'<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
 
 
-def _read(path):
-    """File -> (waveform (C,L), rate, comment); unreadable and over-long files are refused."""
-    import soundfile
-    name = path if isinstance(path, (str, Path)) else getattr(path, "name", "sound")
+def samples(values):
+    """A tensor or array of sound -> float32 tensor, or InputError: integers, and values that are not finite."""
     try:
-        with soundfile.SoundFile(path) as file:
-            seconds = file.frames / file.samplerate
-            if seconds > LONGEST:
-                raise DataError(f"{name} is {seconds:.0f} s long, at most {LONGEST:.0f} s are read: cut it into pieces")
-            return torch.from_numpy(file.read(dtype="float32", always_2d=True).T.copy()), file.samplerate, file.comment
-    except FileNotFoundError:
-        raise DataError(f"{name} does not exist") from None
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        if isinstance(path, (str, Path)) and not Path(path).exists():
-            raise DataError(f"{name} does not exist") from None
-        raise DataError(f"{name} can't be read as sound (WAV, FLAC, OGG and MP3 are known): {error}") from error
+        waveform = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"waveform should be a tensor or an array of floats in [-1, 1], got {type(values).__name__}") from None
+    if not waveform.is_floating_point():
+        raise InputError(f"waveform should hold floats in [-1, 1], got {waveform.dtype}: divide 16-bit samples by 32768")
+    if not waveform.isfinite().all():
+        raise InputError("waveform holds values that are not finite")
+    return waveform.detach().float()
+
+
+def interpolated(waveform, old, new, *, zeros=6, rolloff=0.99):
+    """waveform (C,L) at `old` -> (C, L * new / old) at `new`: torchaudio's windowed sinc, its weights computed for each sample anew.
+
+    For rates with no common measure (44101 Hz to 8000), where a filter for every phase would take gigabytes."""
+    C, L = waveform.shape
+    count, cut = -(-L * new // old), min(1.0, new / old) * rolloff                           # cut: of the old samples' rate
+    reach = math.ceil(zeros / cut)
+    near = torch.arange(-reach, reach + 1)                                                   # (R,)
+    padded, made = torch.nn.functional.pad(waveform, (reach, reach + 1)), []
+    for places in torch.arange(count).split(max(1, 2 ** 20 // len(near))):
+        whole_places = places * old // new                                                   # (M,) the old sample at or before each
+        t = (near - (places * old % new / new).double()[:, None]) * cut                      # (M, R) in zero crossings
+        window = torch.cos(t.clamp(-zeros, zeros) * (math.pi / zeros / 2)).square()
+        weights = (torch.sinc(t) * window * cut).float()
+        made.append((padded[:, whole_places[:, None] + near + reach] * weights).sum(-1))     # (C, M)
+    return torch.cat(made, 1) if made else waveform
 
 
 def _recipe_of(comment):

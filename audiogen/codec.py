@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from audiogen.audio import Audio
+from audiogen.audio import Audio, samples
 from audiogen.mel import LogMel
-from gencore.check import ConfigError, InputError, dims
+from gencore.check import ConfigError, InputError, dims, only_device
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Few, Size, Within, check_fields, from_dict, to_dict
 from gencore.kinds import expect_kind
@@ -125,23 +125,34 @@ class Codec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, waveform):
-        """waveform (B,1,L), or an Audio, at the codec's sample rate -> codes (B,K,T), T = L / hop rounded up, the rest silence."""
+        """waveform (B,1,L) of floats, or an Audio, at the codec's sample rate -> codes (B,K,T), T = L / hop rounded up, the rest silence."""
         if isinstance(waveform, Audio):
             if waveform.sample_rate != self.cfg.sample_rate:
                 raise InputError(f"the sound has {waveform.sample_rate} Hz, this codec reads {self.cfg.sample_rate} Hz: "
                                  f"give sound.resample({self.cfg.sample_rate})")
             waveform = waveform.waveform[None]                                    # (1, C, L)
+        waveform = samples(waveform)
         _, _, L = dims("waveform", waveform, "B C L", C=1)
         if L == 0:
             raise InputError("waveform is empty: the codec needs at least one sample")
-        waveform = F.pad(waveform[:, 0], (0, -L % self.cfg.hop))                  # (B, T * hop)
+        waveform = F.pad(waveform[:, 0].to(self.decoder.window.device), (0, -L % self.cfg.hop))                  # (B, T * hop)
         latents = self.encoder(waveform)                                          # (B, T, Z)
         return self.quantizer(latents).codes
 
     @torch.inference_mode()
     def decode(self, codes):
         """codes (B,K,T), K up to all codebooks -> waveform (B, 1, T * hop) in [-1, 1]."""
-        return self.decoder(self.quantizer.lookup(codes))[:, None].clamp(-1, 1)
+        codes = torch.as_tensor(codes)
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise InputError(f"codes should be whole numbers, as encode gives them, got {codes.dtype}")
+        _, _, T = dims("codes", codes, "B K T")
+        if T == 0:
+            raise InputError("codes are empty: the codec needs at least one frame")
+        return self.decoder(self.quantizer.lookup(codes.to(self.decoder.window.device, torch.long)))[:, None].clamp(-1, 1)
+
+    def to(self, device):
+        """Moves the codec, which computes in float32, and returns self."""
+        return super().to(only_device(device))
 
     @classmethod
     def from_pretrained(cls, name):

@@ -139,17 +139,17 @@ class SpeechSettings:
 @torch.inference_mode()
 def speak(model, words, voices, settings, *, seed):
     """words, voices (B,) -> list of codes (K,T), one clip each. Row i draws from its own generator, so a word alone is a word in a list."""
-    cfg, B = model.cfg, len(words)
+    cfg, B, device = model.cfg, len(words), model.heads.weight.device
     limit = model.pattern.steps(cfg.longest)
-    cache = Cache(cfg.transformer, 2 * B, PREFIX + 1 + limit)
+    cache = Cache(cfg.transformer, 2 * B, PREFIX + 1 + limit, device=device)
 
     def after(x):
-        return model.logits(model.transformer(x, causal(), cache=cache)[:, -1:])[:, :, 0]           # (2B, K, codes + 1)
+        return model.logits(model.transformer(x, causal(), cache=cache)[:, -1:])[:, :, 0].cpu()     # (2B, K, codes + 1)
 
-    both = [torch.cat([ids, ids]) for ids in (words, voices)]                     # rows B..2B go without condition, for guidance
-    silence = torch.full((2 * B, cfg.books, 1), cfg.filler)
-    start = torch.cat([model.prefix(*both, dropped=torch.arange(2 * B) >= B), model.embed(silence)], 1)
-    logits, step = guided(after(start), lambda codes: after(model.embed(codes[:, :, None])), settings.guidance)
+    both = [torch.cat([ids, ids]).to(device) for ids in (words, voices)]          # rows B..2B go without condition, for guidance
+    silence = torch.full((2 * B, cfg.books, 1), cfg.filler, device=device)
+    start = torch.cat([model.prefix(*both, dropped=torch.arange(2 * B, device=device) >= B), model.embed(silence)], 1)
+    logits, step = guided(after(start), lambda codes: after(model.embed(codes[:, :, None].to(device))), settings.guidance)
     logits[:, 0, cfg.filler] = NEVER                                              # a clip has one frame at least
     generators = [torch.Generator().manual_seed(seed + i) for i in range(B)]
     pick = PickToEnd(pick_by_pattern(picker(settings.sampling, generators), model.pattern, cfg.filler), model, B)

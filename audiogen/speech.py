@@ -2,7 +2,6 @@
 
     speaker = TextToSpeech.from_pretrained("speaker")
     speaker("seven", voice="george", seed=0).save("seven.wav")"""
-import os
 import re
 from dataclasses import dataclass, field, replace
 
@@ -12,11 +11,11 @@ from audiogen.audio import Audio
 from audiogen.codec import Codec
 from audiogen.data import DIGITS
 from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, speak
-from gencore.check import CheckpointError, InputError, nearest, unknown
+from gencore.check import CheckpointError, InputError, nearest, only_device, seeds_of, unknown
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, weights_digest
 from gencore.config import from_dict, to_dict
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe
+from gencore.recipe import Recipe, lasting_name
 
 MOST_WORDS = 64             # spoken by one call
 GAP = 0.08                  # seconds of silence between two words
@@ -56,9 +55,7 @@ class TextToSpeech:
             raise unknown("voice", voice, self.voices)
         given = {"guidance": guidance, "temperature": temperature, "top_k": top_k}
         settings = replace(self.cfg.settings, **{name: value for name, value in given.items() if value is not None})
-        seed = int(torch.randint(2 ** 31, ())) if seed is None else seed
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise InputError(f"seed should be a whole number, got {seed!r}")
+        seed = seeds_of(seed, len(words))[0]
         ids = torch.tensor([self.words.index(word) for word in words])
         clips = speak(self.model, ids, torch.full_like(ids, self.voices.index(voice)), settings, seed=seed)
         recipe = Recipe.made("audio", self.name, self.digest, inputs={"text": text, "voice": voice}, seed=seed,
@@ -100,8 +97,14 @@ class TextToSpeech:
         gap = torch.zeros(1, round(GAP * self.codec.cfg.sample_rate))
         parts = []
         for codes in clips:
-            parts += [self.codec.decode(codes[None])[0], gap]
+            parts += [self.codec.decode(codes[None])[0].cpu(), gap]
         return torch.cat(parts[:-1], 1)
+
+    def to(self, device):
+        """Moves token model and codec, which compute in float32, and returns self; codes are still drawn on the CPU."""
+        self.model.to(only_device(device))
+        self.codec.to(device)
+        return self
 
     @classmethod
     def from_pretrained(cls, name):
@@ -124,12 +127,12 @@ class TextToSpeech:
                                   f"{place} has {codec.digest()}: use the codec it was trained with")
         model = TokenModel(cfg.model)
         model.load_state_dict(weights)
-        return cls(cfg, model, codec, name=os.fspath(name), digest=weights_digest(folder))
+        return cls(cfg, model, codec, name=lasting_name(folder), digest=weights_digest(folder))
 
     def save_pretrained(self, folder):
         """Writes the whole voice, its codec inside, and makes this folder the one that recipes name."""
         save_folder(folder, speech_files(self.cfg, self.model, self.codec))
-        self.name, self.digest = os.fspath(folder), weights_digest(folder)
+        self.name, self.digest = lasting_name(folder), weights_digest(folder)
 
 
 def speech_files(cfg, model, codec):

@@ -14,12 +14,14 @@ from audiogen.data import DIGITS, Clip, read_clips
 from audiogen.mel import LogMel
 from audiogen.speech import TextToSpeech
 from benchmarks.audio_judges import RATE, Judge, answers, prepare, train
+from gencore.check import command
 from gencore.checkpoint import load_tensors, save_folder
 from gencore.recipe import versions
 
 RESULTS = Path(__file__).parent / "results" / "audio.json"
 
 
+@command
 def main():
     args = arguments()
     train_clips, test_clips = (read_clips(args.data, RATE, split=split) for split in ("train", "test"))

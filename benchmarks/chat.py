@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.check import command
 from gencore.recipe import versions
 from textgen import Chat
 from textgen.conversations import read_conversations
@@ -33,6 +34,7 @@ VALUE = re.compile(rf"\d{{1,2}}:\d\d(?: ?[ap]\.?m\b)?|\d{{1,2}} ?[ap]\.?m\b|(?:{
 OWN = {"I", "I'm", "I'll", "I've", "OK", "Okay", "Please", "Is"}
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="parquet with the columns messages, source, topic and split")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.image_judges import DigitJudge, EmojiJudge, train_judge, verdicts
+from gencore.check import command
 from gencore.checkpoint import load_tensors, save_folder
 from gencore.recipe import versions
 from imagegen import TextToImage
@@ -25,6 +26,7 @@ TWENTY = ("red apple", "pizza", "dog face", "sunflower", "red heart", "house", "
           "soccer ball", "penguin", "cherries", "birthday cake", "umbrella", "robot", "tropical fish", "light bulb", "guitar")
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with mnist/ and emoji/")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.text import PROMPT, alternating, generated, ours
+from gencore.check import command
 from gencore.recipe import versions
 from textgen import CausalLM
 from textgen.gguf_file import save_gguf
@@ -23,6 +24,7 @@ from textgen.presets import preset
 RESULTS = Path(__file__).parent / "results" / "llama_cpp.json"
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["novelist", "gpt2"], choices=["novelist", "gpt2"])

@@ -18,6 +18,7 @@ import torch
 
 from gencore.attention import CAUSAL, AttentionConfig, attend
 from gencore.cache import RollingCache
+from gencore.check import command
 from gencore.decode import Stepper
 from gencore.layers import MLPConfig
 from gencore.masks import block_sparse, causal, sparse, window
@@ -38,6 +39,7 @@ PATTERNS = {                                                  # length -> a Mask
 }
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)

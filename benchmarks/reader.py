@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from gencore.check import command
 from gencore.data_folder import image_folder
 from gencore.recipe import versions
 from multimodal import Captioner
@@ -25,6 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "reader.json"
 COLUMNS = ("digit", "concept", "skin_tone", "name")
 
 
+@command
 def main():
     args = arguments()
     reader = Captioner.from_pretrained(args.model)

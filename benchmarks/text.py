@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gencore.check import command
 from gencore.choose import Sampling
 from gencore.data import text_folder
 from gencore.optim import make_optimizer, schedule
@@ -36,6 +37,7 @@ PASSAGE = PROMPT + ("but that evening there was a light in the window, and a man
                     "and turned in at the gate. ") * 4
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="text with a validation split (parquet with text and split columns, or folders)")

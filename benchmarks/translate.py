@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.check import command
 from gencore.checkpoint import read_json
 from gencore.recipe import versions
 from textgen import AttentionSeq2Seq, Seq2SeqLM
@@ -18,6 +19,7 @@ from textgen.pairs import PairBatches, read_pairs
 RESULTS = Path(__file__).parent / "results" / "translate.json"
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, help="folders that it wrote (default: runs/translate-*/model)")

@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 
 from examples.text.word_senses import trained
+from gencore.check import command
 from gencore.recipe import versions
 from textgen import CausalLM
 from textgen.word_senses import SENSES, judged
@@ -17,6 +18,7 @@ from textgen.word_senses import SENSES, judged
 RESULTS = Path(__file__).parent / "results" / "word_senses.json"
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["novelist"], help="beside the small one")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.check import command
 from gencore.data import text_folder
 from gencore.recipe import versions
 from textgen import Word2Vec, Word2VecConfig
@@ -21,6 +22,7 @@ RESULTS = Path(__file__).parent / "results" / "words.json"
 PAIRS = ("wordsim353.tsv", "simlex999.tsv")
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="text: a folder of .txt files, one text file, or parquet with a text column")

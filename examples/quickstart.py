@@ -12,6 +12,8 @@ import time
 from itertools import chain
 from pathlib import Path
 
+from gencore.check import command
+
 OPENING = "It was a dark night, and the rain"
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", "rocket, noto style", "a handwritten three",
            "sunflower, noto style", "cat face, fluent flat style", "penguin, openmoji style", "red heart, fluent 3d style"]
@@ -86,6 +88,7 @@ def read_pictures(pictures: list) -> None:
         print(f"{prompt:<{width}}   {reader(picture)}")
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder to write into (default: demo-output)")

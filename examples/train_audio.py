@@ -23,7 +23,7 @@ from audiogen.data import Clip, Windows, code_batches, read_clips
 from audiogen.lm import TokenModel, TokenModelConfig, small_transformer, token_loss
 from audiogen.speech import SpeechConfig, speech_files
 from gencore import Run, TrainConfig, fit
-from gencore.check import DataError
+from gencore.check import DataError, command
 from gencore.config import override
 from gencore.transformer import TransformerConfig
 
@@ -44,6 +44,7 @@ class Plan:
     longest: int = 80           # frames of the longest clip that the voice learns
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, such as speaker.steps=2000")
@@ -61,8 +62,8 @@ def card(title, clips, args):
     """What the model card says of the data and of how it was trained; the data folder only by its own name."""
     source = args.data.name if args.data else "synthesised notes"
     options = [f"--data {source}"] * bool(args.data) + [f"--split {args.split}"] * bool(args.split)
-    return {"title": title, "Data": f"{len(clips)} clips of {source}",
-            "Command": " ".join(["`python examples/train_audio.py", *options, *args.settings]) + "`"}
+    command_line = " ".join(["python examples/train_audio.py", *options, *args.settings])
+    return {"title": title, "Data": f"{len(clips)} clips of {source}", "Command": f"`{command_line}`"}
 
 
 def train_codec(plan, clips, args):
@@ -89,9 +90,8 @@ def train_speaker(plan, codec, clips, args):
     cfg = SpeechConfig(TokenModelConfig(words, voices, books, codes, plan.longest, weights=(2.0,) + (1.0,) * (books - 1),
                                         transformer=plan.transformer))
     def sample(model, folder, step):
-        speaker = TextToSpeech(cfg, model, codec)
         for i, word in enumerate(words[:4]):
-            clip = speaker(word, voices[i % len(voices)], seed=step)
+            clip = TextToSpeech(cfg, model, codec)(word, voices[i % len(voices)], seed=step)
             clip.save(folder / f"{step:06d}-{i}.wav")
             clip.draw(folder / f"{step:06d}-{i}.png")
     torch.manual_seed(plan.speaker.seed)

@@ -11,6 +11,7 @@ Three trainings one after another, each with its folder (loss.png, samples/, mod
   painter       flow matching. The loss falls from 2.3 to about 0.8; samples/ has a grid of the same prompts at each evaluation.
 What was trained: TextToImage.from_pretrained("runs/image/painter/model")("a handwritten seven"), or diffusers' DiffusionPipeline."""
 import argparse
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,11 @@ import numpy as np
 import torch
 
 from gencore import Run, TrainConfig
+from gencore.check import ConfigError, command
 from gencore.config import override
 from gencore.data import image_folder
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
-from imagegen.alignment import Alignment, PictureTower
+from imagegen.alignment import SIDE, Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.data import digit_caption, grid, square, to_pil
 from imagegen.dit import DiT, DiTConfig
@@ -32,7 +34,7 @@ from imagegen.training import Captioned, train_autoencoder, train_prompts, train
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run can be told by key=value."""
-    size: int = 32                                                     # side of the pictures
+    size: int = 32                                                     # side of the pictures, a multiple of 32
     channels: tuple[int, ...] = (16, 32, 64)                           # of the autoencoder; latents have size / 4
     latent: int = 8                                                    # C of the latents
     transformer: DiTConfig = field(default_factory=lambda: DiTConfig(width=192, layers=4, captions=96))
@@ -42,7 +44,13 @@ class Plan:
     painting: TrainConfig = TrainConfig(steps=1500, batch=32, lr=1e-3, warmup=50, weight_decay=0.02, ema=0.995, eval_every=250)
     shown: int = 16                                                    # prompts in the grids
 
+    def __post_init__(self):
+        step = math.lcm(SIDE, AutoencoderConfig(self.channels, latent=self.latent).shrink * self.transformer.patch)
+        if self.size < step or self.size % step:
+            raise ConfigError(f"size should be a multiple of {step} (of the picture tower's {SIDE} and of a patch of latents), got {self.size}")
 
+
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")

@@ -15,6 +15,7 @@ import json
 import random
 from pathlib import Path
 
+from gencore.check import command
 from gencore.config import override
 from gencore.data import hold_out
 from gencore.data_folder import image_folder
@@ -70,6 +71,7 @@ def sources(data: Path, size: int) -> tuple[list, list]:
     return [folder_rows(kept, size)], [folder_rows(held, size)]
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of captioned pictures (default: scenes that are drawn into the run folder)")

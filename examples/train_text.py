@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from gencore.attention import AttentionConfig
+from gencore.check import InputError, command
 from gencore.config import override
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
@@ -73,6 +74,7 @@ def new(cfg, tokenizer):
                                    eos=(tokenizer.eos_id,), pad=tokenizer.pad_id), tokenizer)
 
 
+@command
 def main():
     args = arguments()
     cfg = override(PRESETS[args.preset], args.settings)
@@ -81,7 +83,8 @@ def main():
     torch.manual_seed(cfg.train.seed)
     lm = CausalLM.from_pretrained(args.base).trainable() if args.base else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
     if cfg.context > lm.cfg.context:
-        sys.exit(f"context={cfg.context} is longer than the {lm.cfg.context} positions of {args.base}: give context={lm.cfg.context} or less")
+        raise InputError(f"context={cfg.context} is longer than the {lm.cfg.context} positions of {args.base}: "
+                         f"give context={lm.cfg.context} or less")
     ids = [token for text in texts for token in [lm.tokenizer.eos_id, *lm.tokenizer.encode(text)]]
     for block in lm.transformer.blocks:                             # of training alone: no folder says it
         block.dropout = cfg.dropout

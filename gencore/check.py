@@ -1,5 +1,8 @@
 """Checks at the door: shapes, names, and the exceptions that say what was expected, what came, and what to do."""
 import difflib
+import functools
+import operator
+import sys
 
 
 class CommonthreadError(ValueError):
@@ -54,8 +57,60 @@ def unknown(kind, name, known):
     return UnknownNameError(f'unknown {kind} "{name}"{nearest(name, known)}: known are {listed}')
 
 
+def whole(name, value, low, high=None):
+    """`value` as an int when it is a whole number with low <= value <= high, else InputError."""
+    wanted = f"of at least {low}" if high is None else f"between {low} and {high}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < low or (high is not None and number > high):
+        raise InputError(f"{name} should be a whole number {wanted}, got {value!r:.80}")
+    return number
+
+
+def seeds_of(seed, rows=1):
+    """A seed -> those of `rows` rows, seed + i; None: a new one, drawn by torch's own generator, so that torch.manual_seed holds."""
+    import torch
+    first = int(torch.randint(2 ** 31, ())) if seed is None else whole("seed", seed, 0, 2 ** 63 - rows)
+    return [first + row for row in range(rows)]
+
+
+def floating(dtype):
+    """torch.bfloat16, or its name as transformers takes it -> torch.bfloat16; InputError for what weights can't be. None stays None."""
+    import torch
+    if dtype is None:
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f'dtype should be a floating one of torch or its name ("float32", "bfloat16", "float16"), got {dtype!r:.80}')
+    return found
+
+
+def only_device(device):
+    """`device` as torch.device, for the `to` of what computes in float32 alone; InputError for a dtype or what is no device."""
+    import torch
+    try:
+        return torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f'expected a device such as "cpu" or "cuda" (this computes in float32), got {device!r:.80}') from error
+
+
 def in_range(name, value, low, high):
     """`value` when low <= value <= high, else InputError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise InputError(f"{name} should be between {low} and {high}, got {value!r}")
     return value
+
+
+def command(main):
+    """Decorator for the main of a script: an error that this toolkit raises on purpose ends it as argparse does, in one line with exit code 2."""
+    @functools.wraps(main)
+    def run():
+        try:
+            return main()
+        except CommonthreadError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+    return run

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from gencore.check import InputError, dims, in_range
+from gencore.check import InputError, dims, in_range, whole
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Sampling:
     def __post_init__(self):
         in_range("temperature", self.temperature, 0, 1e4)
         in_range("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
-        if self.top_k is not None and (isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1):
-            raise InputError(f"top_k should be a whole number of at least 1, or None, got {self.top_k!r}")
+        if self.top_k is not None:
+            whole("top_k", self.top_k, 1)
         for name in ("top_p", "min_p"):
             if getattr(self, name) is not None:
                 in_range(name, getattr(self, name), 0, 1)

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 from gencore.check import DataError, InputError
+from gencore.sounds import read_sound
 
 PIXELS = 64_000_000          # a larger picture is refused before it is decoded
 SAMPLES = 256_000_000        # so is longer sound (all channels together)
@@ -218,20 +219,9 @@ def _decode_image(row, name):
 
 def _decode_audio(row, name):
     """row["audio"] (path, bytes or {"bytes", "path"}) -> float32 tensor (C, L), and row["sample_rate"]."""
-    import soundfile
-    import torch
-    source = _source(row["audio"], name)
-    try:
-        with soundfile.SoundFile(source) as file:
-            if file.frames * file.channels > SAMPLES:
-                raise DataError(f"{name} has {file.frames * file.channels:,} samples, at most {SAMPLES:,} are read")
-            waveform, rate = torch.from_numpy(file.read(dtype="float32", always_2d=True)).T.contiguous(), file.samplerate
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{name} is not sound that can be read: {error}") from error
-    if not waveform.shape[1] or not waveform.isfinite().all():
-        raise DataError(f"{name} holds no sound" if not waveform.shape[1] else f"{name} holds samples that are not finite")
+    waveform, rate, _ = read_sound(_source(row["audio"], name), name, samples=SAMPLES)
+    if not waveform.shape[1]:
+        raise DataError(f"{name} holds no sound")
     return {**row, "audio": waveform, "sample_rate": rate}
 
 

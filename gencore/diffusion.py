@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from gencore.check import ConfigError, InputError
+from gencore.check import ConfigError, whole
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def cosine_betas(count=1000, most=0.999):
 
 
 def check_steps(steps):
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 1000:
-        raise InputError(f"steps should be a whole number from 1 to 1000, got {steps!r}")
+    whole("steps", steps, 1, 1000)
 
 
 # ---- losses ----

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,16 +69,17 @@ class Recipe:
 
     def to_json(self):
         """One line of ASCII."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        if len(text) > LIMIT:
-            raise InputError(f"recipe: {len(text)} bytes of JSON, expected at most {LIMIT}: shorten inputs")
-        return text
+        return _line(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text):
         """JSON text or bytes of anybody -> Recipe, or InputError naming the field."""
-        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        values = parse_json(raw, "recipe", limit=LIMIT, error=InputError)
+        return cls._from_values(_parsed(text))
+
+    @classmethod
+    def _from_values(cls, values):
+        if not isinstance(values, dict):
+            raise InputError(f"recipe: expected one object with fields, got {values!r:.80}")
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
@@ -86,6 +88,13 @@ class Recipe:
             if name not in values:
                 raise InputError(f"recipe: the field {name} is missing")
         return cls(**values)
+
+
+def lasting_name(folder):
+    """What a recipe calls a model's folder: the name of one that ships, else the whole path, so that replay finds it from anywhere."""
+    folder, here = Path(folder).resolve(), Path(__file__).resolve().parents[1]
+    shipped = [here / package / "pretrained" for package in PACKAGES.values()]
+    return folder.name if folder.parent in shipped else os.fspath(folder)
 
 
 def versions():
@@ -99,13 +108,13 @@ def versions():
 # ---- in and out of files ----
 
 def embed_png(path, recipe):
-    """Writes the recipe into a PNG file that exists (text chunk "recipe"); the pixels stay."""
-    write_file(path, png_with_text(_bytes(path), "recipe", recipe.to_json()))
+    """Writes the recipe, or the list of those of its parts, into a PNG file that exists (text chunk "recipe"); the pixels stay."""
+    write_file(path, png_with_text(_bytes(path), "recipe", _json(recipe)))
 
 
 def embed_wav(path, recipe):
-    """Writes the recipe into a WAV file that exists (RIFF INFO, ICMT); the samples stay."""
-    write_file(path, wav_with_comment(_bytes(path), recipe.to_json()))
+    """Writes the recipe, or the list of those of its parts, into a WAV file that exists (RIFF INFO, ICMT); the samples stay."""
+    write_file(path, wav_with_comment(_bytes(path), _json(recipe)))
 
 
 def save_text(path, text, recipe):
@@ -115,16 +124,20 @@ def save_text(path, text, recipe):
 
 
 def read(file):
-    """PNG, WAV, FLAC, or any file with `<name>.recipe.json` beside it -> its Recipe; InputError when there is none."""
+    """PNG, WAV, FLAC, or any file with `<name>.recipe.json` beside it -> its Recipe, or a list of those of its parts; InputError without one."""
     text = find(_bytes(file))
     if text is None and _sidecar(file).is_file():
         if _sidecar(file).stat().st_size > LIMIT + 1:
             raise InputError(f"{_sidecar(file)} has more than {LIMIT} bytes: it is no recipe")
         text = _sidecar(file).read_bytes()
     if text is None:
-        raise InputError(f"{file} holds no recipe: it was not made by this toolkit, or a program has stripped its metadata")
+        raise InputError(f"{file} holds no recipe: it was not made by this toolkit, or a program has stripped its metadata "
+                         f"(a text's recipe lies beside it, in {_sidecar(file).name})")
     try:
-        return Recipe.from_json(text)
+        values = _parsed(text)
+        if isinstance(parts := values.get("parts"), list) and len(values) == 1:
+            return [Recipe._from_values(part) for part in parts]
+        return Recipe._from_values(values)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
@@ -151,8 +164,23 @@ def register(kind, maker, same=None):
 def replay(file, *, model=None):
     """A PNG, WAV or text file with its recipe -> the same output, made again; ReplayError says what differs when it is not.
 
-    `model` replaces the model's name, for a folder that has moved or a Hub model that was copied here."""
-    recipe = read(file)
+    `model` replaces the model's name, for a folder that has moved or a Hub model that was copied here. A file that was put together from several
+    outputs (a grid of pictures) gives the list of them; they are not compared with it, and a warning says what differs."""
+    found = read(file)
+    if isinstance(found, list):
+        made = [_made_again(file, recipe, model) for recipe in found]
+        for differing in dict.fromkeys("; ".join(differing) for _, _, differing in made if differing):
+            warnings.warn(f"{file}: its parts may have come out differently. What differs: {differing}", stacklevel=2)
+        return [output for output, _, _ in made]
+    output, same, differing = _made_again(file, found, model)
+    if same(output, Path(file)):
+        return output
+    reason = "; ".join(differing) or "nothing that the recipe records; the file was changed after it was made"
+    raise ReplayError(f"{file} came out differently. What differs: {reason}", output)
+
+
+def _made_again(file, recipe, model):
+    """(output, the function that compares it with a file, what differs from when it was made)."""
     if model is not None:
         recipe = dataclasses.replace(recipe, model=os.fspath(model))
     if recipe.kind not in PACKAGES:
@@ -165,10 +193,7 @@ def replay(file, *, model=None):
             output = maker(recipe)
         except (KeyError, TypeError) as error:
             raise ReplayError(f"{file}: its recipe has inputs or settings that {recipe.kind} doesn't know: {error!r}") from error
-    if same(output, Path(file)):
-        return output
-    reason = "; ".join(differing) or "nothing that the recipe records; the file was changed after it was made"
-    raise ReplayError(f"{file} came out differently. What differs: {reason}", output)
+    return output, same, differing
 
 
 def differences(recipe, digest):
@@ -238,6 +263,25 @@ def _flac(raw):
         raise InputError(f"the FLAC can't be read: {error}") from None
 
 
+def _line(values):
+    """Values -> one line of ASCII, or InputError when it is longer than a file should carry."""
+    text = json.dumps(values, sort_keys=True)
+    if len(text) > LIMIT:
+        raise InputError(f"recipe: {len(text)} bytes of JSON, expected at most {LIMIT}: shorten inputs")
+    return text
+
+
+def _json(recipe):
+    """A Recipe, or a list of them -> one line of ASCII."""
+    return recipe.to_json() if isinstance(recipe, Recipe) else _line({"parts": [dataclasses.asdict(part) for part in recipe]})
+
+
+def _parsed(text):
+    """JSON text or bytes of anybody -> a dict, or InputError."""
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return parse_json(raw, "recipe", limit=LIMIT, error=InputError)
+
+
 def _plain(name, value):
     """A copy in JSON's own types, or InputError."""
     try:
@@ -252,10 +296,13 @@ def _sidecar(path):
 
 
 def _bytes(path):
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"expected the path of a file, got {path!r:.80}")
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}") from None
+        what = "it is a folder, give one of its files" if os.path.isdir(path) else error.strerror
+        raise InputError(f"can't read {path}: {what}") from None
 
 
 @functools.cache

@@ -52,6 +52,9 @@ class TrainConfig:
     seed: int = 0                   # of dropout, noise and everything else that fit draws
     threads: int | None = None      # CPU threads; None = as torch has it
 
+    def __post_init__(self):
+        check_config(self)
+
 
 @dataclass
 class Work:
@@ -104,7 +107,6 @@ def fit(model, loss, data, config, *, run):
     """Trains `model` in place and returns it (with the averaged weights when config.ema is set).
 
     loss(model, batch, generator) -> (sum over targets, how many); data.batch(step, rank, world) -> dict of tensors."""
-    check_config(config)
     threads = torch.get_num_threads()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -328,6 +330,8 @@ def check_config(config):
     for name in ("seed", "warmup", "eval_every", "save_every"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name} should be 0 or more, got {getattr(config, name)}")
+    if config.seed >= 2 ** 63:
+        raise ConfigError(f"seed should be below 2**63, got {config.seed}")
     if not 0 <= config.decay <= 1:
         raise ConfigError(f"decay is the share of steps over which the rate falls: expected 0 to 1, got {config.decay}")
     if config.lr <= 0 or (config.muon_lr is not None and config.muon_lr <= 0):

@@ -8,9 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gencore.check import dims
+
+SIDE = 32       # of the pictures as the tower sees them: larger ones are pooled, so their side is a multiple of it
+
 
 class PictureTower(nn.Module):
-    """pictures (B,3,64,64) -> places (B,W,4,4), and a unit vector (B,E)."""
+    """pictures (B,3,H,H), H a multiple of SIDE -> places (B,W,4,4), and a unit vector (B,E)."""
 
     def __init__(self, width=128, out=128):
         super().__init__()
@@ -22,7 +26,8 @@ class PictureTower(nn.Module):
 
     def places(self, pictures):
         """pictures -> (B,W,4,4)."""
-        return self.layers(F.avg_pool2d(pictures, pictures.shape[-1] // 32))
+        dims("pictures", pictures, "B 3 H W", H=pictures.shape[-1], W=max(SIDE, pictures.shape[-1] // SIDE * SIDE))
+        return self.layers(F.avg_pool2d(pictures, pictures.shape[-1] // SIDE))
 
     def forward(self, pictures):
         return F.normalize(self.out(self.places(pictures).flatten(1)), dim=-1)

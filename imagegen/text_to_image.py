@@ -5,19 +5,18 @@
 
 Four parts: a tokenizer and the core's text encoder read the prompt, a transformer turns noise into latents, an autoencoder's decoder
 paints them. The folder is diffusers' own: `DiffusionPipeline.from_pretrained(folder)` opens it as PixArtAlphaPipeline."""
-import os
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from gencore.check import CheckpointError, ConfigError, InputError, in_range
+from gencore.check import CheckpointError, ConfigError, InputError, floating, in_range, only_device, seeds_of
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.diffusion import FLOW, check_steps, data_from, flow_levels
 from gencore.families import expect_fields, read_config
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, register
+from gencore.recipe import Recipe, lasting_name, register
 from gencore.samplers import dpm_solver
 from gencore.text_encoder import TextEncoder, encode_prompts
 from gencore.tokenizer import Tokenizer
@@ -99,9 +98,7 @@ class TextToImage:
         seed None: a new one; it is in the picture's .info["recipe"], which gencore.replay reads back from a saved PNG."""
         prompts = check_prompts(prompts)
         settings = DrawSettings(steps, guidance, negative_prompt)
-        seed = int(torch.randint(2 ** 31, ())) if seed is None else seed
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise InputError(f"seed should be a whole number, got {seed!r}")
+        seeds = seeds_of(seed, len(prompts))
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
         groups = [list(range(i, min(i + TOGETHER, len(prompts)))) for i in range(0, len(prompts), TOGETHER)]
@@ -109,8 +106,8 @@ class TextToImage:
         with progress_bar(len(groups) * steps, progress) as bar:
             for group in groups:
                 asked = [prompts[i] for i in group]
-                made.append(self.draw(asked, [seed + i for i in group], settings, tick=bar.update))
-                recipes += [self._recipe(asked, place, seed + group[0], settings) for place in range(len(group))]
+                made.append(self.draw(asked, [seeds[i] for i in group], settings, tick=bar.update))
+                recipes += [self._recipe(asked, place, seeds[group[0]], settings) for place in range(len(group))]
         return finished(torch.cat(made), recipes, output_type)
 
     def draw(self, prompts, seeds, settings, *, tick=lambda: None):
@@ -142,8 +139,8 @@ class TextToImage:
                            settings={"steps": settings.steps, "guidance": settings.guidance, "negative_prompt": settings.negative_prompt})
 
     def to(self, device):
-        """Moves the networks; noise is still drawn on the CPU."""
-        self.painter.to(device)
+        """Moves the networks, which compute in float32, and returns self; noise is still drawn on the CPU."""
+        self.painter.to(only_device(device))
         return self
 
     @classmethod
@@ -156,12 +153,12 @@ class TextToImage:
                           read_part(folder / "vae", AUTOENCODER_KL, Autoencoder))
         tokenizer = Tokenizer.from_folder(folder / "tokenizer")
         check_parts(folder, painter, tokenizer)
-        return cls(painter, tokenizer, shift=shift, name=os.fspath(name), digest=weights_digest(folder))
+        return cls(painter, tokenizer, shift=shift, name=lasting_name(folder), digest=weights_digest(folder))
 
     def save_pretrained(self, folder, dtype=torch.float32):
         """Writes diffusers' folder, and makes it the one that recipes name."""
         save_folder(folder, pipeline_files(self.painter, self.tokenizer, shift=self.shift, dtype=dtype))
-        self.name, self.digest = os.fspath(folder), weights_digest(folder)
+        self.name, self.digest = lasting_name(folder), weights_digest(folder)
 
 
 def both(null, words):
@@ -262,7 +259,7 @@ def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):
     parts = (("transformer", "diffusion_pytorch_model", PIXART, painter.transformer),
              ("vae", "diffusion_pytorch_model", AUTOENCODER_KL, painter.autoencoder), ("text_encoder", "model", T5, painter.text_encoder))
     for folder, weights, family, module in parts:
-        state = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
+        state = {name: tensor.to(floating(dtype)) for name, tensor in module.state_dict().items()}
         files[f"{folder}/config.json"] = family.to_theirs(module.cfg)
         files[f"{folder}/{weights}.safetensors"] = family.export_state(module.cfg, state)
     return files | {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}

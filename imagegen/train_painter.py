@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gencore.check import command
 from gencore.config import override
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.train import Run, TrainConfig
@@ -49,6 +50,7 @@ class Plan:
                                         precision="auto", eval_every=500, save_every=500)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")

@@ -9,12 +9,12 @@ import io
 import torch
 
 from gencore.cache import Cache
-from gencore.check import CheckpointError, InputError, in_range
+from gencore.check import CheckpointError, InputError, floating, only_device, whole
 from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes, weights_digest, weights_file
 from gencore.decode import decode
 from gencore.families import read_config
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, register, save_text
+from gencore.recipe import Recipe, lasting_name, register, save_text
 from gencore.tokenizer import Tokenizer
 from multimodal.families.llava import LLAVA
 from multimodal.pictures import open_picture, prepare
@@ -55,7 +55,12 @@ class Captioner:
             state = LLAVA.import_state(cfg, load_tensors(folder))
         model = Spliced(cfg)
         model.load_state_dict({name: t.float() for name, t in state.items()}, strict=not cfg.tied)
-        return cls(model.to(device), Tokenizer.from_folder(folder), name_or_folder)
+        return cls(model.to(device), Tokenizer.from_folder(folder), lasting_name(folder))
+
+    def to(self, device):
+        """Moves the model, which computes in float32, and returns self."""
+        self.model.to(only_device(device))
+        return self
 
     def save(self, picture, path, *, max_new_tokens=32):
         """Reads the picture, writes its caption to `path` and beside it the recipe that gencore.replay makes it again by -> caption."""
@@ -78,8 +83,8 @@ class Captioner:
     def __call__(self, pictures, *, max_new_tokens=32, batch=64, progress=True):
         """A picture (path, PIL picture, array (H,W,3), tensor (3,H,W) in [-1,1]) -> str; a list of them -> list of str."""
         P, context = self.model.cfg.vision.patches, self.model.cfg.context
-        in_range("max_new_tokens", max_new_tokens, 1, context - P)
-        in_range("batch", batch, 1, 4096)
+        whole("max_new_tokens", max_new_tokens, 1, context - P)
+        whole("batch", batch, 1, 4096)
         alone = not isinstance(pictures, (list, tuple))
         if not alone and not pictures:
             raise InputError("no pictures: give at least one")
@@ -120,7 +125,7 @@ def own_state(model):
 
 def pretrained_files(model, tokenizer, dtype=torch.float32):
     """Spliced and Tokenizer -> files of a pretrained folder in LLaVA's layout."""
-    cfg, config = model.cfg, LLAVA.to_theirs(model.cfg)
+    cfg, config, dtype = model.cfg, LLAVA.to_theirs(model.cfg), floating(dtype)
     weights = LLAVA.export_state(cfg, {name: t.to(dtype) for name, t in own_state(model).items()})
     image_token = tokenizer.decode([cfg.image_token], keep_special=True)
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}

@@ -22,14 +22,15 @@ def open_picture(source):
         source = _from_tensor(source)
     if isinstance(source, np.ndarray):
         source = _from_array(source)
-    if isinstance(source, Image.Image):
-        return plain_colours(_first_frame(_not_huge(source, "the picture"), "the picture"))
-    if not isinstance(source, (str, os.PathLike, bytes)):
+    if not isinstance(source, (str, os.PathLike, bytes, Image.Image)):
         raise InputError(f"expected a picture (path, PIL picture, array (H,W,3) or tensor (3,H,W)), got {type(source).__name__}")
-    name = "the picture" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise InputError(f"no picture {source}: give the path of a file")
+    named = isinstance(source, (str, os.PathLike))
+    name = str(source) if named else "the picture"
+    if named and not Path(source).is_file():
+        raise DataError(f"{source} does not exist: give the path of a picture")
     try:
+        if isinstance(source, Image.Image):
+            return plain_colours(_first_frame(_not_huge(source, name), name))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)           # our own limit is lower
             picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from audiogen import Audio
-from audiogen.audio import level, loudness
+from audiogen.audio import interpolated, level, loudness
 from audiogen.data import Windows, read_clips
 from audiogen.mel import LogMel, mel_matrix, spectrum
 from gencore.check import DataError, InputError
@@ -106,7 +106,7 @@ def test_loudness_counts_active_frames_only():
     (lambda: Audio(torch.zeros(2, 1, 5), 8000), "expected 2 dimensions"),
     (lambda: Audio(torch.zeros(4000, 2), 8000), "transpose"),
     (lambda: Audio(torch.tensor([[float("nan")]]), 8000), "not finite"),
-    (lambda: Audio(torch.zeros(1, 5), 8000.0), "whole number of Hz"),
+    (lambda: Audio(torch.zeros(1, 5), 8000.0), "sample_rate .Hz. should be a whole number"),
     (lambda: tone().save("a.mp3"), '".mp3"'),
 ])
 def test_wrong_sounds_are_named(make, message):
@@ -116,13 +116,78 @@ def test_wrong_sounds_are_named(make, message):
 
 def test_unreadable_and_over_long_files_are_refused(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"not sound")
-    with pytest.raises(DataError, match="a.wav can't be read as sound"):
+    with pytest.raises(DataError, match="a.wav is not sound that can be read"):
         Audio.load(tmp_path / "a.wav")
     with pytest.raises(DataError, match="b.wav does not exist"):
         Audio.load(tmp_path / "b.wav")
     Audio(torch.zeros(1, 601 * 10), 10).save(tmp_path / "c.wav")
     with pytest.raises(DataError, match="601 s long, at most 600"):
         Audio.load(tmp_path / "c.wav")
+
+
+def wav_bytes(samples=800):
+    file = io.BytesIO()
+    soundfile.write(file, np.linspace(-0.5, 0.5, samples), 8000, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def with_sizes(raw, size):
+    at = raw.index(b"data") + 4
+    return raw[:4] + size + raw[8:at] + size + raw[at + 4:]
+
+
+@pytest.mark.parametrize("keep", [-1, -700, 60])
+def test_a_wav_that_is_cut_off_is_named_wherever_it_is_read(tmp_path, keep):
+    (tmp_path / "cut.wav").write_bytes(wav_bytes()[:keep])
+    (tmp_path / "metadata.csv").write_text("file_name,text,speaker\ncut.wav,hm,me\n")
+    for read_it in (lambda: Audio.load(tmp_path / "cut.wav"), lambda: Audio.load(io.BytesIO(wav_bytes()[:keep])), lambda: read_clips(tmp_path, 8000)):
+        with pytest.raises(DataError, match="is cut off: its header says 1,600 bytes of samples"):
+            read_it()
+
+
+@pytest.mark.parametrize("change", [
+    lambda raw: raw + b"LIST\x04\0\0\0abcd", lambda raw: raw + b"anything", lambda raw: with_sizes(raw, b"\0" * 4),
+    lambda raw: with_sizes(raw, b"\xff" * 4), lambda raw: with_sizes(raw, b"\0\xf0\xff\x7f"),
+    lambda raw: raw[:12] + b"junk\x03\0\0\0abc\0" + raw[12:],
+])
+def test_streams_and_chunks_around_the_samples_are_no_damage(tmp_path, change):
+    (tmp_path / "a.wav").write_bytes(change(wav_bytes()))
+    assert Audio.load(tmp_path / "a.wav").waveform.equal(Audio.load(io.BytesIO(wav_bytes())).waveform)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "MP3"])
+def test_other_files_that_are_cut_off_are_named(kind):
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).uniform(-0.5, 0.5, 20000), 8000, format=kind)
+    assert Audio.load(io.BytesIO(file.getvalue())).waveform.shape[1] >= 20000
+    with pytest.raises(DataError, match="cut off|not sound that can be read"):
+        Audio.load(io.BytesIO(file.getvalue()[:len(file.getvalue()) // 2]))
+
+
+@pytest.mark.parametrize("rate", [0, -1, "8000", 2.5, True, None, 10 ** 9])
+def test_rates_that_can_not_be_are_refused(rate):
+    with pytest.raises(InputError, match="sample_rate .Hz. should be a whole number between 1 and 1000000, got"):
+        tone().resample(rate)
+
+
+@pytest.mark.parametrize("old, new, samples", [(441, 80, 4410), (80, 441, 800), (2, 3, 1001), (2, 1, 1)])
+def test_interpolation_equals_torchaudio(old, new, samples):
+    from torchaudio.functional import resample
+    waveform = torch.randn(2, samples)
+    torch.testing.assert_close(interpolated(waveform, old, new), resample(waveform, old, new), rtol=0, atol=1e-4)
+
+
+def test_rates_without_a_common_measure_are_resampled():
+    sound = tone(440, 1.0, 44101).resample(8000)
+    assert sound.waveform.shape == (1, 8000) and (sound.waveform - tone(440, 1.0).waveform)[:, 100:-100].abs().max() < 1e-3
+    assert Audio(torch.zeros(1, 0), 44100).resample(8000).waveform.shape == (1, 0)
+
+
+@pytest.mark.parametrize("length", [0, 5, 127])
+def test_a_clip_too_short_to_draw_says_so(tmp_path, length):
+    with pytest.raises(InputError, match=f"too short for a spectrogram: expected 128 samples or more, got {length}"):
+        Audio(torch.zeros(1, length), 8000).draw(tmp_path / "a.png")
+    assert Audio(torch.zeros(1, 128), 8000).draw(tmp_path / "b.png").is_file()
 
 
 def test_clips_come_from_an_audiofolder_at_one_rate_and_loudness(tmp_path):

@@ -122,7 +122,6 @@ def test_a_picture_turned_by_its_exif_is_turned_back():
 
 
 @pytest.mark.parametrize("source, message", [
-    ("no/such.png", "no picture no/such.png"),
     (3.5, "expected a picture .*got float"),
     (np.zeros((4, 4), np.float32), "uint8.*float32"),
     (np.zeros((0, 4, 3), np.uint8), "empty"),
@@ -144,6 +143,17 @@ def test_broken_files_are_named(tmp_path):
         with pytest.raises(DataError, match=f"{name} is not a picture that can be read") as error:
             open_picture(tmp_path / name)
         assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(DataError, match="no/such.png does not exist"):
+        open_picture("no/such.png")
+    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(DataError, match="the picture is not a picture that can be read"):
+        open_picture(opened)                                                         # PIL reads the pixels when they are asked for
+
+
+def test_a_reader_moves_to_a_device_and_stays_in_float32():
+    reader = tiny()
+    assert reader.to("cpu") is reader
+    with pytest.raises(InputError, match='expected a device such as "cpu".*got torch.bfloat16'):
+        reader.to(torch.bfloat16)
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
@@ -162,8 +172,9 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
 
 def test_arguments_out_of_range_are_refused():
     reader = tiny()
-    with pytest.raises(InputError, match="max_new_tokens should be between 1 and 36"):
-        reader(picture(), max_new_tokens=99)
+    for wrong in (99, 2.5, True, 0):
+        with pytest.raises(InputError, match=f"max_new_tokens should be a whole number between 1 and 36, got {wrong}"):
+            reader(picture(), max_new_tokens=wrong)
     with pytest.raises(InputError, match="no pictures"):
         reader([])
     with pytest.raises(UnknownNameError, match="readr"):

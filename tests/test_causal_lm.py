@@ -1,4 +1,5 @@
 """textgen/model.py, text.py, evaluate.py: words in and out, streaming, recipes, folders, wrong input; the shipped novelist."""
+import copy
 import json
 import math
 
@@ -104,10 +105,17 @@ def test_texts_may_outgrow_the_context(lm):
     ({"prompt": "rain " * 200}, r"the prompt has \d+ tokens, the model reads 48: shorten it or use window=48"),
     ({"prompt": 3}, "expected a text as str"), ({"prompt": []}, "expected a text"), ({"prompt": ["a", None]}, "expected a text"),
     ({"max_new_tokens": -1}, "max_new_tokens"), ({"temperature": -2}, "temperature should be between 0"), ({"window": 99}, "window should be"),
-    ({"top_p": 2}, "top_p"), ({"seed": -1}, "seed should be"), ({"seed": "x"}, "seed should be"), ({"stop": [""]}, "stop should be")])
+    ({"top_p": 2}, "top_p"), ({"seed": -1}, "seed should be"), ({"seed": "x"}, "seed should be"), ({"stop": [""]}, "stop should be"),
+    ({"stop": 5}, "stop should be a text or a list of texts, got 5"), ({"stop": {"a": 1}}, "stop should be"), ({"seed": 2 ** 70}, "seed should be"),
+    ({"temperature": float("nan")}, "temperature should be"), ({"temperature": float("nan"), "max_new_tokens": 0}, "temperature should be"),
+    ({"beams": 10 ** 6}, "beams should be a whole number between 1 and 256"), ({"beams": 2, "length_penalty": "x"}, "length_penalty should be"),
+    *(({name: wrong}, f"{name} should be a whole number") for name in ("window", "max_new_tokens", "beams") for wrong in (1.5, "5", True))])
 def test_wrong_input_is_named(lm, options, words):
     with pytest.raises(InputError, match=words):
         lm.generate(**{"prompt": "It", **options})
+    if not {"beams", "prompt"} & options.keys():
+        with pytest.raises(InputError, match=words):
+            lm.stream("It", **options)                               # at the call, before anything is asked of the stream
 
 
 def test_an_empty_prompt_begins_a_text(lm):
@@ -122,6 +130,32 @@ def test_a_compiled_step_is_made_for_a_power_of_two_and_kept(monkeypatch):
         steppers = [model.fast_stepper(length) for length in (3, 256, 257, 600)]
     assert [stepper.cache.size for stepper in steppers] == [256, 256, 512, 700]
     assert steppers[0].cache is steppers[1].cache and model.fast_stepper(701) is None
+
+
+def test_dtypes_go_by_name_and_are_in_the_recipe(lm, tmp_path):
+    lm.save_pretrained(tmp_path / "tiny")
+    small = CausalLM.from_pretrained(tmp_path / "tiny", dtype="bfloat16")
+    assert small.embedding.weight.dtype == torch.bfloat16
+    with pytest.raises(InputError, match="dtype should be a floating one of torch"):
+        CausalLM.from_pretrained(tmp_path / "tiny", dtype="bf16")
+    text = small.generate("It was", max_new_tokens=12, seed=3)
+    assert text.recipe.settings["dtype"] == "bfloat16"
+    text.save(tmp_path / "a.txt")
+    assert gencore.replay(tmp_path / "a.txt") == text
+
+
+def test_a_model_moves_as_modules_do(lm):
+    moved = copy.deepcopy(lm)
+    assert moved.to("cpu") is moved and moved.generate("It", seed=1) == lm.generate("It", seed=1)
+    assert moved.to(torch.bfloat16) is moved and isinstance(moved.generate("It", seed=1), str)
+
+
+@pytest.mark.parametrize("asked", [{"prompt": ["It", "was"]}, {"window": 8}, {"beams": 2}, {"draft": True}, {"max_new_tokens": 100}])
+def test_what_runs_uncompiled_says_so(lm, asked, monkeypatch):
+    monkeypatch.setattr(lm, "compile", True)
+    asked = asked | {"draft": lm} if "draft" in asked else asked
+    with pytest.warns(UserWarning, match="compile=True .*: this call runs uncompiled"):
+        lm.generate(**{"prompt": "It", "max_new_tokens": 3, **asked})
 
 
 def test_a_trainable_copy_has_the_weights_and_leaves_the_model_alone(lm):

@@ -112,7 +112,7 @@ def test_a_conversation_that_can_not_be_answered_is_named(chat, messages, words)
 def test_other_wrong_input_is_named(chat):
     with pytest.raises(InputError, match="no chat template: use CausalLM.generate"):
         Chat(base())
-    with pytest.raises(InputError, match="max_new_tokens should be between 1 and the model's 64"):
+    with pytest.raises(InputError, match="max_new_tokens should be a whole number between 1 and 63"):
         chat(ASK, max_new_tokens=64)
     endless = Tokenizer(chat.lm.tokenizer.engine, {**chat.lm.tokenizer.config, "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"})
     with pytest.raises(InputError, match="does not end the assistant's turn with a special token"):

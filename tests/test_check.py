@@ -1,10 +1,11 @@
 """gencore.check: shapes, ranges and names at the door."""
 
+import numpy as np
 import pytest
 import torch
 
 from gencore import check
-from gencore.check import InputError, UnknownNameError, dims, in_range, nearest, unknown
+from gencore.check import DataError, InputError, UnknownNameError, dims, in_range, nearest, unknown
 
 
 def test_dims_gives_the_sizes_in_order():
@@ -57,3 +58,58 @@ def test_values_out_of_range_or_of_another_type_are_refused(value):
 def test_values_in_range_pass():
     assert in_range("guidance", 0.5, 0, 1) == 0.5
     assert in_range("steps", 3, 1, 3) == 3
+
+
+@pytest.mark.parametrize("value", [0, 11, 2.5, 2.0, True, "5", None, float("nan"), np.float32(2), 2 ** 70])
+def test_what_is_no_whole_number_in_range_is_refused(value):
+    with pytest.raises(InputError, match="^steps should be a whole number between 1 and 10, got"):
+        check.whole("steps", value, 1, 10)
+
+
+def test_whole_numbers_of_numpy_become_those_of_python():
+    assert check.whole("steps", np.int64(3), 1, 10) == 3 and type(check.whole("steps", np.int64(3), 1)) is int
+
+
+@pytest.mark.parametrize("seed", [-1, 2 ** 70, 2 ** 63 - 1, 1.0, True, "1"])
+def test_seeds_that_torch_does_not_take_are_refused(seed):
+    with pytest.raises(InputError, match="^seed should be a whole number between 0 and"):
+        check.seeds_of(seed, 2)
+
+
+def test_seeds_count_up_and_new_ones_follow_torch():
+    assert check.seeds_of(7, 3) == [7, 8, 9]
+    drawn = check.seeds_of(None)
+    assert drawn != check.seeds_of(None)
+    torch.manual_seed(0)
+    assert drawn == check.seeds_of(None)                          # conftest.py began with this seed
+
+
+@pytest.mark.parametrize("dtype, found", [("bfloat16", torch.bfloat16), ("torch.float16", torch.float16), (torch.float32, torch.float32),
+                                          (None, None)])
+def test_dtypes_go_by_their_names(dtype, found):
+    assert check.floating(dtype) is found
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "auto", "int8", "nn", "", torch.int8, 16, float])
+def test_what_weights_can_not_be_is_refused(dtype):
+    with pytest.raises(InputError, match="^dtype should be a floating one of torch"):
+        check.floating(dtype)
+
+
+@pytest.mark.parametrize("device", [torch.bfloat16, "gpu", None, 1.5])
+def test_what_is_no_device_is_refused(device):
+    with pytest.raises(InputError, match='^expected a device such as "cpu"'):
+        check.only_device(device)
+
+
+def test_a_command_ends_in_one_line(capsys):
+    @check.command
+    def main():
+        raise DataError("there is nothing to read")
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and capsys.readouterr() == ("", "error: there is nothing to read\n")
+    assert check.command(lambda: 5)() == 5
+    with pytest.raises(ZeroDivisionError):                  # our own bugs show where they are
+        check.command(lambda: 1 / 0)()

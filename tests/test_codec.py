@@ -128,3 +128,35 @@ def test_each_side_of_the_finish_gets_its_own_gradient():
     (len(real) * hinge).backward()
     for one, other in zip(whole, judge.parameters()):
         torch.testing.assert_close(one, other.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda w: (w * 32768).short(), "divide 16-bit samples by 32768"), (lambda w: (w.numpy() * 32768).astype("int16"), "divide 16-bit samples"),
+    (lambda w: w * float("nan"), "not finite"), (lambda w: "sound", "should be a tensor or an array"), (lambda w: w[:, :, :0], "empty"),
+    (lambda w: w[0], "expected 3 dimensions")])
+def test_wrong_waveforms_are_named(change, words):
+    with pytest.raises(InputError, match=words):
+        tiny().encode(change(sounds()))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda c: c.float(), "codes should be whole numbers"), (lambda c: c.bool(), "codes should be whole numbers"),
+    (lambda c: c[:, :, :0], "codes are empty"), (lambda c: c + 1000, "codes should be 0.."), (lambda c: c[0], "expected 3 dimensions")])
+def test_wrong_codes_are_named(change, words):
+    codec = tiny()
+    with pytest.raises(InputError, match=words):
+        codec.decode(change(codec.encode(sounds())))
+
+
+def test_arrays_and_short_integers_are_read_as_tensors_are():
+    codec = tiny()
+    codes = codec.encode(sounds())
+    assert codec.encode(sounds().numpy()).equal(codes)
+    assert codec.decode(codes.numpy()).equal(codec.decode(codes)) and codec.decode(codes.to(torch.int16)).equal(codec.decode(codes))
+
+
+def test_a_codec_moves_to_a_device_and_stays_in_float32():
+    codec = tiny()
+    assert codec.to("cpu") is codec
+    with pytest.raises(InputError, match='expected a device such as "cpu".*got torch.bfloat16'):
+        codec.to(torch.bfloat16)

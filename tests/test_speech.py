@@ -127,9 +127,11 @@ def test_phrases_win_over_words_and_silence_lies_between(speaker):
     (lambda s: s(7), InputError, "got int"),
     (lambda s: s("no " * 65), InputError, "65 words, at most 64"),
     (lambda s: s("no", "anne"), UnknownNameError, r'unknown voice "anne" \(did you mean "ann"\?\): known are ann, bob'),
-    (lambda s: s("no", seed=1.5), InputError, "whole number, got 1.5"),
+    (lambda s: s("no", seed=1.5), InputError, "seed should be a whole number.*, got 1.5"),
     (lambda s: s("no", guidance=-1), InputError, "guidance should be between"),
     (lambda s: s("no", top_k=0), InputError, "top_k"),
+    *((lambda s, seed=seed: s("no", seed=seed), InputError, "seed should be a whole number") for seed in (-1, 2 ** 70, True, "1")),
+    (lambda s: s.to(torch.bfloat16), InputError, 'expected a device such as "cpu"'),
 ])
 def test_wrong_requests_are_named(speaker, request_, error, message):
     with pytest.raises(error, match=message):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gencore.attention import AdditiveAttention
-from gencore.check import InputError
+from gencore.check import InputError, floating
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Share, Size, check_fields, check_ids, from_dict, to_dict
 from gencore.decode import resting
@@ -172,5 +172,5 @@ class AttentionSeq2Seq(nn.Module):
 
     def files(self, *, dtype=None):
         """What save_pretrained writes, for fit's export."""
-        weights = {name: tensor.detach().to(dtype) for name, tensor in self.state_dict().items()}
+        weights = {name: tensor.detach().to(floating(dtype)) for name, tensor in self.state_dict().items()}
         return {"config.json": to_dict(self.cfg), "model.safetensors": weights, **(self.tokenizer.files() if self.tokenizer else {})}

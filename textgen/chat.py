@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import torch
 
-from gencore.check import InputError
+from gencore.check import InputError, seeds_of, whole
 from gencore.decode import resting
 from gencore.recipe import Recipe, register
 from gencore.tokenizer import checked_messages, with_chat
-from textgen.model import CausalLM, seeds_of
+from textgen.model import CausalLM
 from textgen.run import Trace
 from textgen.text import Row, logprobs_of, made_text, pieces
 
@@ -80,8 +80,7 @@ class Chat:
     def _settings(self, max_new_tokens, *sampling_and_stop):
         if max_new_tokens is None:
             max_new_tokens = max(1, min(128, self.lm.cfg.context // 4))
-        if not isinstance(max_new_tokens, int) or not 0 < max_new_tokens < self.lm.cfg.context:
-            raise InputError(f"max_new_tokens should be between 1 and the model's {self.lm.cfg.context} tokens, got {max_new_tokens!r}")
+        whole("max_new_tokens", max_new_tokens, 1, self.lm.cfg.context - 1)
         return self.lm._settings(max_new_tokens, *sampling_and_stop, None)
 
     def _row(self, settings):
@@ -95,7 +94,7 @@ class Chat:
     def _recipe(self, messages, seed, settings):
         if self.lm.digest is None:
             return None
-        values = {name: getattr(settings, name) for name in REPLAYED}
+        values = {name: getattr(settings, name) for name in REPLAYED} | self.lm.lowered()
         return Recipe.made("chat", self.lm.name, self.lm.digest, inputs={"messages": messages}, seed=seed, settings=values)
 
 
@@ -153,7 +152,8 @@ def chat_model(lm, *, seed=0):
 def again(recipe):
     """The maker that gencore.replay calls."""
     settings = dict(recipe.settings)
-    chat = Chat.from_pretrained(recipe.model, compile=settings.pop("compile", False), quantize=settings.pop("quantize", None))
+    chat = Chat.from_pretrained(recipe.model, dtype=settings.pop("dtype", "float32"), compile=settings.pop("compile", False),
+                                quantize=settings.pop("quantize", None))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return chat(recipe.inputs["messages"], seed=recipe.seed, **settings)

@@ -1,7 +1,7 @@
 """Folders in the layouts of transformers, in and out: what the models of this package share."""
 import torch
 
-from gencore.check import CheckpointError
+from gencore.check import CheckpointError, floating
 from gencore.checkpoint import belongs, load_tensors, naming, read_json, resolve, tensor_shapes, weights_file
 from gencore.families import read_config
 from gencore.kinds import expect_kind
@@ -13,7 +13,7 @@ OTHERS = {"TextClassifier": ("textgen.MaskedLM",)}           # classes that open
 
 def open_folder(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):
     """A shipped name, a folder or a Hub id -> cls(cfg, tokenizer) in eval mode."""
-    folder = resolve(name_or_folder, "textgen")
+    dtype, folder = floating(dtype), resolve(name_or_folder, "textgen")
     layout = layout_of(folder, cls)
     cfg = read_config(layout, folder / "config.json")
     state = read_state(folder, layout, cfg, cls)
@@ -53,6 +53,7 @@ def read_state(folder, layout, cfg, cls, *, tied=()):
 def files_of(model, dtype=None, *, kind=None, tied=()):
     """What save_pretrained writes, for gencore.checkpoint.save_folder and fit's export. kind: its class as `family` knows it."""
     layout = family(model.cfg.family, kind or type(model).__name__)
+    dtype = floating(dtype)
     ours = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if name not in tied}
     stored = str(next(iter(ours.values())).dtype).removeprefix("torch.")
     return {"config.json": {**layout.to_theirs(model.cfg), "dtype": stored}, "model.safetensors": layout.export_state(model.cfg, ours),

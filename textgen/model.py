@@ -1,14 +1,11 @@
 """CausalLM: token embedding, gencore.Transformer, head (Radford et al. 2019; Touvron et al. 2023)."""
-import os
-import secrets
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from gencore.attention import head_sizes
-from gencore.check import InputError, dims, nearest
+from gencore.check import InputError, dims, floating, nearest, seeds_of
 from gencore.checkpoint import naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
 from gencore.config import Positive, Size, check_fields, check_ids, check_values
 from gencore.decode import CompiledStep, column_major, resting
@@ -21,11 +18,11 @@ from gencore.loss import capped, chunked_cross_entropy
 from gencore.masks import causal
 from gencore.masks import documents as of_documents
 from gencore.positions import restarting
-from gencore.recipe import Recipe, ReplayError, register
+from gencore.recipe import Recipe, ReplayError, lasting_name, register
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, layout_of, read_state, tokenizer_of
 from textgen.run import Trace
-from textgen.text import SEEDS, Settings, as_list, joined, logprobs_of, made_text, pieces, score, started
+from textgen.text import Settings, as_list, joined, logprobs_of, made_text, pieces, score, started
 
 PREPARED = {None: column_major, "int8": int8_linears, "int4": int4_linears}              # how weights lie for generating
 
@@ -141,17 +138,18 @@ class CausalLM(nn.Module):
 
     def _settings(self, *values):
         self._check_tokenizer()
-        settings = Settings(*values, compile=self.compile, quantize=self.quantize)
-        stop = (settings.stop,) if isinstance(settings.stop, str) else tuple(settings.stop or ())
-        if not all(isinstance(text, str) and text for text in stop):
-            raise InputError(f"stop should be a text or a list of texts, got {settings.stop!r}")
-        return replace(settings, stop=stop)
+        return Settings(*values, compile=self.compile, quantize=self.quantize)
+
+    def lowered(self):
+        """What a recipe's settings say of the weights' dtype: nothing of float32."""
+        dtype = self.embedding.weight.dtype
+        return {} if dtype == torch.float32 else {"dtype": str(dtype).removeprefix("torch.")}
 
     def _recipe(self, prompt, seed, settings):
         draft = settings.draft
         if self.digest is None or (draft is not None and draft.digest is None):
             return None
-        values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        values = {f.name: getattr(settings, f.name) for f in fields(settings)} | self.lowered()
         if draft is not None:
             values["draft"] = {"model": draft.name, "digest": draft.digest, "quantize": draft.quantize}
         return Recipe.made("text", self.name, self.digest, inputs={"prompt": prompt}, seed=seed, settings=values)
@@ -174,6 +172,11 @@ class CausalLM(nn.Module):
         lm.load_state_dict(self.state_dict())
         return lm
 
+    def _apply(self, fn, recurse=True):
+        """What `to` calls: steps that were compiled for another device or dtype are forgotten."""
+        self._compiled.clear()
+        return super()._apply(fn, recurse)
+
     def fast_stepper(self, length):
         """A compiled Stepper for one text of `length` tokens, or None when it does not fit."""
         size = 256                                               # a step looks at every position that it was compiled for
@@ -195,7 +198,7 @@ class CausalLM(nn.Module):
         compile: generation's steps go through torch.compile (half a minute once). quantize="int8" or "int4": weights of so many bits, CPU only."""
         if quantize not in PREPARED:
             raise InputError(f'quantize should be None, "int8" or "int4", got {quantize!r}{nearest(quantize, ["int8", "int4"])}')
-        folder = resolve(name_or_folder, "textgen")
+        dtype, folder = floating(dtype), resolve(name_or_folder, "textgen")
         cfg, state = read_folder(folder)
         with torch.device("meta"):
             model = cls(cfg)
@@ -204,8 +207,7 @@ class CausalLM(nn.Module):
             model.head.weight = model.embedding.weight
         model.requires_grad_(True)
         model.tokenizer = tokenizer_of(folder, cfg.vocab)
-        shipped = folder.parent == Path(__file__).parent / "pretrained"
-        model.name, model.digest = folder.name if shipped else os.fspath(folder.resolve()), weights_digest(folder)
+        model.name, model.digest = lasting_name(folder), weights_digest(folder)
         model.compile, model.quantize = compile, quantize
         PREPARED[quantize](model)
         return model.eval()
@@ -272,19 +274,11 @@ def special_fields(cfg):
     return {"bos_token_id": cfg.bos, "eos_token_id": eos, "pad_token_id": cfg.pad}
 
 
-def seeds_of(seed, rows):
-    """One seed for each row; a new one each time when None is given."""
-    if seed is None:
-        seed = secrets.randbelow(2 ** 31)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS - rows:
-        raise InputError(f"seed should be a whole number from 0 to 2**63, or None, got {seed!r}")
-    return [seed + row for row in range(rows)]
-
-
 def again(recipe):
     """The maker that gencore.replay calls."""
     settings = dict(recipe.settings)
-    lm = CausalLM.from_pretrained(recipe.model, compile=settings.pop("compile", False), quantize=settings.pop("quantize", None))
+    lm = CausalLM.from_pretrained(recipe.model, dtype=settings.pop("dtype", "float32"), compile=settings.pop("compile", False),
+                                  quantize=settings.pop("quantize", None))
     if (asked := settings.get("draft")) is not None:
         draft = settings["draft"] = CausalLM.from_pretrained(resolve(asked["model"], "textgen", hub=False), quantize=asked["quantize"])
         if draft.digest != asked["digest"]:

@@ -35,6 +35,8 @@ class Word2VecConfig:
         for name in ("width", "window", "negative", "min_count", "epochs", "noise", "blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Word2VecConfig.{name} should be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2 ** 63:
+            raise ConfigError(f"Word2VecConfig.seed should be between 0 and 2**63 - 1, got {self.seed}")
         if self.lr < self.min_lr or self.min_lr < 0 or self.sample < 0:
             raise ConfigError(f"lr should fall to min_lr >= 0 and sample be >= 0, got lr={self.lr}, min_lr={self.min_lr}, sample={self.sample}")
 

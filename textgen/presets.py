@@ -10,7 +10,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from gencore.attention import AttentionConfig, head_sizes
-from gencore.check import unknown
+from gencore.check import command, unknown
 from gencore.layers import MLPConfig, NormConfig
 from gencore.positions import RotaryConfig
 from gencore.transformer import TransformerConfig
@@ -108,6 +108,7 @@ def kept_bytes(lm, ids):
     return sum(storage.nbytes() for storage in kept.values()) + states.nbytes        # the loss keeps the gradient of the states, no logits
 
 
+@command
 def main():
     print("memory for one text as long as the context: bf16 to generate, float32 to train")
     print(f"{'preset':<12} {'parameters':>15} {'layout':>7} {'inference GB':>13} {'training GB':>12}")

@@ -1,4 +1,5 @@
 """How a model's new ids are made: drawn step by step, searched by beams, or guessed by a draft; and what a run leaves beside them."""
+import warnings
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 
@@ -51,12 +52,19 @@ def prefilled(lm, lists, settings):
     length, chunk = ids.shape[1] + limit, None
     single = settings.compile and len(lists) == settings.beams == 1 and settings.window is None
     stepper = lm.fast_stepper(length) if single else None
+    if settings.compile and stepper is None:
+        say_uncompiled(f"is for one prompt that fits into {lm.cfg.context} tokens with what follows, without window and beams")
     if stepper is None:
         context = min(settings.window or lm.cfg.context, lm.cfg.context)
         cache, chunk = make_cache(lm.cfg.transformer, len(lists), length, context=context, like=lm.embedding.weight)
         stepper = Stepper(lm.last_logits, cache, keep=keep.to(device), within=chunk)
     seen = ids.masked_fill(~keep[:, :ids.shape[1]], -1)
     return stepper.prefill(ids.to(device), chunk=chunk), stepper, seen.to(device)
+
+
+def say_uncompiled(why):
+    """The warning that what compile=True asked for is not done here; Python shows it once."""
+    warnings.warn(f"compile=True {why}: this call runs uncompiled", stacklevel=2)
 
 
 def likeliest(lm, lists, settings):
@@ -76,6 +84,8 @@ def likeliest(lm, lists, settings):
 
 def drafted(lm, ids, settings, *, generator, trace):
     """Ids of a prompt -> yields the new ids, each as [id]: guessed by settings.draft, checked by lm."""
+    if settings.compile:
+        say_uncompiled("does not go together with a draft")
     readers = []
     for model in (lm, settings.draft):
         weight = model.embedding.weight

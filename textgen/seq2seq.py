@@ -11,7 +11,7 @@ from torch import nn
 from gencore.attention import AttentionConfig
 from gencore.beam import beam_search
 from gencore.cache import Cache
-from gencore.check import InputError, dims
+from gencore.check import InputError, dims, whole
 from gencore.checkpoint import save_folder
 from gencore.config import Positive, Share, Size, check_fields, check_ids
 from gencore.data import right_padded
@@ -148,11 +148,10 @@ class Seq2SeqLM(nn.Module):
 
 def translated(model, texts, max_new_tokens, *, beams, length_penalty):
     """What `generate` of an encoder-decoder gives: texts -> ids -> model.write -> texts."""
-    limit = model.cfg.context if max_new_tokens is None else max_new_tokens
+    limit = model.cfg.context if max_new_tokens is None else whole("max_new_tokens", max_new_tokens, 1, model.cfg.context)
+    whole("beams", beams, 1, 256)
     if model.tokenizer is None:
         raise InputError(f"this model has no tokenizer: {type(model).__name__}(cfg, tokenizer), or load a folder that has one")
-    if beams < 1 or not 1 <= limit <= model.cfg.context:
-        raise InputError(f"beams should be at least 1 and max_new_tokens from 1 to {model.cfg.context}, got {beams} and {max_new_tokens}")
     lists = [model.tokenizer.encode(text, special=True) for text in ([texts] if isinstance(texts, str) else texts)]
     if not lists or not all(lists):
         raise InputError("no text, or an empty one: give at least one token to read")

@@ -3,13 +3,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gencore.check import InputError
+from gencore.check import InputError, in_range, whole
 from gencore.choose import Sampling
 from gencore.data import right_padded
 from gencore.recipe import Recipe, save_text
 from textgen.run import check_draft, chosen_logprobs, run
-
-SEEDS = 2 ** 63
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,15 @@ class Settings:
     quantize: str | None = None                      # so do int8 and int4 weights
 
     def __post_init__(self):
-        if isinstance(self.beams, bool) or not isinstance(self.beams, int) or self.beams < 1:
-            raise InputError(f"beams should be a whole number of at least 1, got {self.beams!r}")
+        stop = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop
+        if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) and text for text in stop):
+            raise InputError(f"stop should be a text or a list of texts, got {self.stop!r:.80}")
+        object.__setattr__(self, "stop", tuple(stop))
+        Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)              # checks these
+        for name, low, high in (("max_new_tokens", 0, None), ("beams", 1, 256), ("window", 1, None)):
+            if name != "window" or self.window is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), low, high))
+        in_range("length_penalty", self.length_penalty, -100, 100)
         if self.beams > 1 and (self.repetition_penalty != 1.0 or self.constraint is not None):
             raise InputError("a beam search looks for the likeliest text of all: leave out repetition_penalty and constraint, or beams")
         if not isinstance(self.constraint, (str, dict, type(None))):
@@ -148,9 +153,7 @@ def beginning(cfg, why):
 
 def checked_prompts(lm, prompts, settings):
     """Texts -> lists of ids; an empty prompt starts at the model's own beginning of text."""
-    if not isinstance(settings.max_new_tokens, int) or settings.max_new_tokens < 0:
-        raise InputError(f"max_new_tokens should be a whole number of at least 0, got {settings.max_new_tokens!r}")
-    if settings.window is not None and not 1 <= settings.window <= lm.cfg.context:
+    if settings.window is not None and settings.window > lm.cfg.context:
         raise InputError(f"window should be between 1 and the model's {lm.cfg.context} tokens, got {settings.window!r}")
     lists = []
     for prompt in prompts:

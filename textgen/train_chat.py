@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from gencore.check import command
 from gencore.config import check_fields, override
 from gencore.data import Batches
 from gencore.tokenizer import train_bpe, with_chat
@@ -78,6 +79,7 @@ def new(cfg, talks):
     return CausalLM(replace(shape, bos=tokenizer.bos_id, eos=(tokenizer.eos_id, turn_end(tokenizer)), pad=tokenizer.pad_id), tokenizer)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=".jsonl or .parquet with the columns messages, source and split")

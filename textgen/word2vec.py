@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from gencore.check import CheckpointError, DataError, InputError, UnknownNameError, nearest
+from gencore.check import CheckpointError, DataError, InputError, UnknownNameError, floating, nearest
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
 from gencore.config import from_dict
 from gencore.kinds import expect_kind
@@ -127,7 +127,7 @@ class Word2Vec:
 
     def save_pretrained(self, folder, *, dtype=None):
         """Writes config.json (with the words) and model.safetensors; dtype: of the vectors in the file."""
-        tensors = {"vectors": self.vectors.to(dtype or self.vectors.dtype).contiguous()}
+        tensors = {"vectors": self.vectors.to(floating(dtype) or self.vectors.dtype).contiguous()}
         if self.counts is not None:
             tensors["counts"] = self.counts
         save_folder(folder, {"config.json": {"kind": "word2vec", "training": asdict(self.cfg), "words": self.words}, "model.safetensors": tensors})

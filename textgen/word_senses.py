@@ -6,6 +6,7 @@ state knows of the cues by attention alone. A static vector of it is the same in
 import torch
 import torch.nn.functional as F
 
+from gencore.check import seeds_of
 from gencore.data import right_padded
 from gencore.decode import resting
 
@@ -33,7 +34,7 @@ FRAMES = ["They had talked of the {a} and the {b}, and then someone mentioned th
 
 def sentences(word, seed=0):
     """-> (those to learn from, those to be judged on), each [(sentence that ends with the word, sense 0 or 1), ...]."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(*seeds_of(seed))
     frames, sides = halves(FRAMES, generator), ([], [])
     for sense, cues in enumerate(SENSES[word].values()):
         for side, part in enumerate(halves(cues.split(), generator)):
@@ -50,7 +51,7 @@ def halves(items, generator):
 def unlabelled(count, seed):
     """-> sentences that tell no sense, to train a model on: four cues each, two before the word and two right after it, so that the state of the
     word has to foretell them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(*seeds_of(seed))
     draw = lambda items: items[int(torch.randint(len(items), (), generator=generator))]
     topics = [(word, cues.split()) for word, senses in SENSES.items() for cues in senses.values()]
     chosen = [draw(topics) for _ in range(count)]

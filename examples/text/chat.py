@@ -10,7 +10,7 @@ import argparse
 import sys
 import warnings
 
-from gencore.check import CommonthreadError
+from gencore.check import CommonthreadError, command
 from textgen import Chat
 
 
@@ -47,13 +47,11 @@ def answer(chat, messages, args):
     return "".join(said)
 
 
+@command
 def main():
     args = arguments()
     warnings.showwarning = lambda message, *_: print(f"({message})", file=sys.stderr)
-    try:
-        chat = Chat.from_pretrained(args.model, quantize=args.quantize)
-    except CommonthreadError as error:
-        sys.exit(str(error))
+    chat = Chat.from_pretrained(args.model, quantize=args.quantize)
     beginning = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(beginning)
     for line in lines():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.check import command
 from gencore.config import override
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
@@ -47,6 +48,7 @@ def arguments():
     return parser.parse_intermixed_args()
 
 
+@command
 def main():
     args = arguments()
     cfg = override(MaskedRun(), args.settings)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.check import command
 from gencore.checkpoint import save_folder
 from gencore.config import override
 from gencore.data import Batches
@@ -74,15 +75,16 @@ def conversations(path, seed):
     return talks[held:], talks[:held]
 
 
+@command
 def main():
     args = arguments()
     cfg = override(Tuning(), args.settings)
+    learnt, held = conversations(args.data, cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
     chat_model(CausalLM.from_pretrained(args.base), seed=cfg.train.seed).save_pretrained(args.out / "base")
     base = CausalLM.from_pretrained(args.out / "base")
     lora = LoRA(base, rank=cfg.rank, alpha=cfg.alpha, dropout=cfg.dropout) if cfg.rank else None
     lm = lora.lm if lora else base.trainable()
-    learnt, held = conversations(args.data, cfg.train.seed)
     length = min(cfg.context, lm.cfg.context)
     rows, unseen = (Packed([conversation_row(lm.tokenizer, part) for talk in talks for part in split_turns(lm.tokenizer, talk, length)], length)
                     for talks in (learnt, held))

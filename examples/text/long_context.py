@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from gencore.attention import AttentionConfig
+from gencore.check import command
 from gencore.layers import MLPConfig
 from gencore.masks import Mask, block_sparse, causal, sparse, window
 from gencore.positions import RotaryConfig
@@ -78,6 +79,7 @@ def draw_times(times, path):
     figure.savefig(path, dpi=120)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])

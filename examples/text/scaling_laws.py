@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from gencore.attention import AttentionConfig
+from gencore.check import command
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
 from gencore.layers import MLPConfig
@@ -79,6 +80,7 @@ def draw(sizes, losses, law, path):
     figure.savefig(path, dpi=120)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of .txt files, one text file, or parquet; default: Python's standard library")

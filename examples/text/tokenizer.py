@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from gencore.check import command
 from gencore.checkpoint import save_folder
 from gencore.data_folder import learn_and_held_out
 from gencore.tokenizer import train_bpe
@@ -24,6 +25,7 @@ def arguments():
     return parser.parse_args()
 
 
+@command
 def main():
     args = arguments()
     texts, held_out, what = learn_and_held_out(args.data)

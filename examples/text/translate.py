@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.check import command
 from gencore.config import override
 from gencore.data import hold_out
 from gencore.train import Run, TrainConfig, fit
@@ -76,14 +77,14 @@ def arguments():
 
 
 def new(kind, cfg, tokenizer):
-    """A model that knows nothing yet."""
     if kind == "transformer":
         encoder, decoder = (transformer_stack(cfg.width, cfg.layers, cfg.heads, cfg.mlp, dropout=cfg.dropout, cross=cross) for cross in (False, True))
         return Seq2SeqLM(Seq2SeqConfig(len(tokenizer), cfg.context, encoder, decoder, embedding_scale=cfg.width ** 0.5), tokenizer)
-    attention = "additive" if kind == "attention" else "none"
-    return AttentionSeq2Seq(AttentionSeq2SeqConfig(len(tokenizer), cfg.context, cfg.width, cfg.hidden, attention, cfg.dropout), tokenizer)
+    sizes = (len(tokenizer), cfg.context, cfg.width, cfg.hidden, "additive" if kind == "attention" else "none", cfg.dropout)
+    return AttentionSeq2Seq(AttentionSeq2SeqConfig(*sizes), tokenizer)
 
 
+@command
 def main():
     args = arguments()
     cfg, out = override(PairRun(), args.settings), args.out or Path(f"runs/translate-{args.model}")
@@ -95,8 +96,7 @@ def main():
     print(f"{what}: {len(pairs):,} pairs, {len(unseen):,} held out; {sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
 
     def evaluate(model):
-        batches = PairBatches(unseen, tokenizer, min(cfg.train.batch, len(unseen)))
-        sums = [model.loss(**batch) for batch in batches.in_order()]
+        sums = [model.loss(**batch) for batch in PairBatches(unseen, tokenizer, min(cfg.train.batch, len(unseen))).in_order()]
         made = model.generate([source for source, _ in unseen[:200]], max_new_tokens=cfg.context)
         right = sum(mine == theirs for mine, (_, theirs) in zip(made, unseen)) / len(made)
         return {"held_out_loss": float(sum(s for s, _ in sums) / sum(n for _, n in sums)), "exactly_right": right}

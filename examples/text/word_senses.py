@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.check import command, seeds_of
 from gencore.data import right_padded
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig
@@ -61,6 +62,7 @@ def draw(results, path):
     figure.savefig(path, dpi=120)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a causal model that is there, instead of training one")
@@ -68,6 +70,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="which half of frames and cue words the probe learns from")
     parser.add_argument("--out", type=Path, default=Path("senses.png"), help="picture (default senses.png)")
     args = parser.parse_args()
+    seeds_of(args.seed)
     lm = CausalLM.from_pretrained(args.model) if args.model else trained(args.steps)
     results = {word: judged(lm, word, args.seed) for word in SENSES}
     for word, (right, _, _) in results.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.check import command
 from gencore.config import override
 from gencore.data_folder import learn_and_held_out
 from textgen import Word2Vec, Word2VecConfig
@@ -28,6 +29,7 @@ def arguments():
     return parser.parse_intermixed_args()
 
 
+@command
 def main():
     args = arguments()
     texts, held_out, what = learn_and_held_out(args.data)
