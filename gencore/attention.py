@@ -236,8 +236,6 @@ class AdditiveAttention(nn.Module):
 def head_sizes(width, cfg):
     """(N, G, E) of a configuration, checked."""
     N, G = cfg.heads, cfg.kv_heads or cfg.heads
-    if N < 1:
-        raise ConfigError(f"attention.heads should be at least 1, got {N}")
     if cfg.head_width is None and width % N:
         raise ConfigError(f"attention.heads should divide width {width}, got {N}")
     if N % G:

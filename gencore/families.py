@@ -258,7 +258,7 @@ def read_fields(table, config, name):
         value = config.get(theirs, default)
         if value is ...:
             raise ConfigError(f"config.json of a {name} model lacks the field {theirs}{nearest(theirs, config)}")
-        if value is None and default is not None:
+        if value is None and default is not None and BY_NAME.get(theirs) in (Few, Size):         # sizes are reckoned with
             raise ConfigError(f"config.json of a {name} model: {theirs} should have a value, got null")
         *parents, leaf = dotted.split(".")
         place = ours

@@ -6,7 +6,7 @@ from gencore.checkpoint import read_json
 
 CAUSAL = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 BY_TYPE = {name: ("a causal language model", "textgen.CausalLM") for name in CAUSAL} | {            # model_type of transformers
-    "bert": ("a masked language model", "textgen.MaskedLM"), "llava": ("a reader of pictures", "multimodal.Captioner"),
+    "bert": ("an encoder", "textgen.MaskedLM", "textgen.TextClassifier"), "llava": ("a reader of pictures", "multimodal.Captioner"),
     "marian": ("a translator", "textgen.Seq2SeqLM"), "t5": ("an encoder-decoder", "textgen.Seq2SeqLM")}
 BY_FIELDS = (                                                               # our own configurations: at least two of the fields
     (("kind", "words", "training"), "word vectors", "textgen.Word2Vec"),
@@ -16,7 +16,7 @@ BY_FIELDS = (                                                               # ou
 
 
 def kind_of(folder):
-    """Folder -> (what it holds, the class that opens it), or CheckpointError when nothing here does."""
+    """Folder -> (what it holds, the classes that open it, ...), or CheckpointError when nothing here does."""
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
         pipeline = read_json(folder / "model_index.json").get("_class_name")
@@ -33,11 +33,11 @@ def kind_of(folder):
     raise stranger(folder / "config.json", "model_type", name, BY_TYPE)
 
 
-def expect_kind(folder, *openers):
-    """CheckpointError when the folder says that it holds something else than what these classes open."""
-    what, opener = kind_of(folder)
+def expect_kind(folder, opener):
+    """CheckpointError when the folder says that it holds something else than what this class opens."""
+    what, *openers = kind_of(folder)
     if opener not in openers:
-        raise CheckpointError(f"{folder} holds {what}: open it with {opener}.from_pretrained")
+        raise CheckpointError(f"{folder} holds {what}: open it with {' or '.join(f'{name}.from_pretrained' for name in openers)}")
 
 
 def stranger(path, field, name, known):

@@ -227,7 +227,7 @@ def test_head_sizes_are_checked():
         head_sizes(25, AttentionConfig(heads=4))
     with pytest.raises(ConfigError, match="attention.kv_heads should divide heads 4, got 3"):
         head_sizes(24, AttentionConfig(heads=4, kv_heads=3))
-    with pytest.raises(ConfigError, match="attention.heads should be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="AttentionConfig.heads should be between 1 and 256, got 0"):
         head_sizes(24, AttentionConfig(heads=0))
 
 

@@ -91,7 +91,7 @@ def test_placeholders_that_do_not_fit_the_pictures_are_counted():
 
 
 def test_a_placeholder_beyond_the_vocabulary_is_refused():
-    with pytest.raises(ConfigError, match="image_token should be below vocab 50, got 50"):
+    with pytest.raises(ConfigError, match="image_token_index should be the id of one of the 50 tokens, got 50"):
         SpliceConfig(vocab=50, image_token=50)
 
 

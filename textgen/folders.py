@@ -8,8 +8,6 @@ from gencore.kinds import expect_kind
 from gencore.tokenizer import Tokenizer
 from textgen.families import family
 
-OTHERS = {"TextClassifier": ("textgen.MaskedLM",)}           # classes that open what is another's as well
-
 
 def open_folder(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):
     """A shipped name, a folder or a Hub id -> cls(cfg, tokenizer) in eval mode."""
@@ -37,7 +35,7 @@ def tokenizer_of(folder, vocab):
 
 def layout_of(folder, cls):
     """Folder, class of the model -> its Family."""
-    expect_kind(folder, f"textgen.{cls.__name__}", *OTHERS.get(cls.__name__, ()))
+    expect_kind(folder, f"textgen.{cls.__name__}")
     return family(read_json(folder / "config.json")["model_type"], cls.__name__)
 
 
