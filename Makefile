@@ -40,7 +40,7 @@ clean:
 	@touch $@
 
 .venv/.installed-bench: .venv/.installed
-	$(INSTALL) -e '.[test,bench]'
+	$(INSTALL) -e '.[bench]'
 	@touch $@
 
 .venv/.installed-lint: pyproject.toml constraints.txt | .venv/bin/python

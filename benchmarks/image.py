@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.image_judges import DigitJudge, EmojiJudge, train_judge, verdicts
+from benchmarks.image_judges import DigitJudge, EmojiJudge, kept_judge, verdicts
 from gencore.check import command
-from gencore.checkpoint import load_tensors, save_folder
 from gencore.recipe import versions
 from imagegen import TextToImage
 from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, cached, digits, emoji, grid, to_pil, to_unit
@@ -38,13 +37,15 @@ def main():
     args = parser.parse_args()
     if not args.data:
         print("no --data FOLDER (mnist/ and emoji/): quality is left out, speed alone is measured")
-    figures = {**(quality(args) if args.data else {}), **(speed(args.painter) if args.speed or not args.data else {})}
+    parts = {**({"quality": quality(args)} if args.data else {}), **({"speed": speed(args.painter)} if args.speed or not args.data else {})}
     path = RESULTS / "image.json"
     kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept = {part: figures for part, figures in kept.items() if part in ("quality", "speed")}        # whole parts only: no figure outlives its name
     RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(kept | figures | {"versions": versions()}, indent=2) + "\n")
-    for name, value in figures.items():
-        print(f"{name:54} {value:.3f}" if isinstance(value, float) else f"{name:54} {value}")
+    path.write_text(json.dumps(kept | {part: {**figures, "versions": versions()} for part, figures in parts.items()}, indent=2) + "\n")
+    for figures in parts.values():
+        for name, value in figures.items():
+            print(f"{name:54} {value:.3f}")
 
 
 def quality(args):
@@ -60,23 +61,16 @@ def quality(args):
 
 def judges(folder, real):
     """The two judges, trained or read."""
-    digit_judge, emoji_judge = DigitJudge(), EmojiJudge(len(COMMON))
-    for name, judge in (("digit", digit_judge), ("emoji", emoji_judge)):
-        place = folder / name
-        if (place / "model.safetensors").is_file():
-            judge.load_state_dict(load_tensors(place / "model.safetensors"))
-            judge.eval()
-            continue
-        if name == "digit":
-            pictures = real["mnist"]("train")
-            labels = torch.tensor([row["label"] for row in pictures.rows])
-            train_judge(judge, pictures.pixels, labels, steps=1600, augment=False)
-        else:
-            pictures = real["emoji"]("train").where(lambda row: row["name"] in COMMON)
-            labels = torch.tensor([COMMON.index(row["name"]) for row in pictures.rows])
-            train_judge(judge, pictures.pixels, labels, steps=2500)
-        save_folder(place, {"model.safetensors": judge.state_dict()})
-    return digit_judge, emoji_judge
+    def written():
+        pictures = real["mnist"]("train")
+        return pictures.pixels, torch.tensor([row["label"] for row in pictures.rows])
+
+    def common():
+        pictures = real["emoji"]("train").where(lambda row: row["name"] in COMMON)
+        return pictures.pixels, torch.tensor([COMMON.index(row["name"]) for row in pictures.rows])
+
+    return (kept_judge(DigitJudge(), folder / "digit", written, steps=1600, augment=False),
+            kept_judge(EmojiJudge(len(COMMON)), folder / "emoji", common, steps=2500))
 
 
 def draw(painter, prompts, seed):

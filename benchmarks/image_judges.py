@@ -1,8 +1,9 @@
-"""Judges of drawn pictures, trained here on real ones and on nothing that the painter made: which digit, which of two hundred emoji."""
+"""Judges of pictures, trained here on real ones and on nothing that a model made: which digit, which of so many emoji."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gencore.checkpoint import load_tensors, save_folder
 from imagegen.data import to_unit
 
 
@@ -76,6 +77,16 @@ def train_judge(judge, pixels, labels, *, steps, batch=64, augment=True, seed=0)
         if step % 200 == 0:
             print(f"judge step {step}: loss {loss.item():.3f}", flush=True)
     return judge.eval()
+
+
+def kept_judge(judge, place, examples, **training):
+    """The judge as the folder `place` has it; else trained on examples() = (pixels, labels), and kept there."""
+    if (place / "model.safetensors").is_file():
+        judge.load_state_dict(load_tensors(place / "model.safetensors"))
+        return judge.eval()
+    train_judge(judge, *examples(), **training)
+    save_folder(place, {"model.safetensors": judge.state_dict()})
+    return judge
 
 
 @torch.no_grad()

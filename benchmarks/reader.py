@@ -2,7 +2,8 @@
 
     python -m benchmarks.reader --data FOLDER         (mnist/ and emoji/ inside, parquet with a train and a test split)
 
-Beside it: emoji that the reader was trained on, and the caption of the nearest training picture (16x16 averages), which knows a
+The ceiling: independent classifiers (digit, concept, skin tone), each trained for the one question on the same training pictures and
+kept in --judges. Beside it: emoji that the reader was trained on, and the caption of the nearest training picture (16x16 averages), which knows a
 concept by its drawing and mixes up the tones: the test emoji are training drawings in another tone or gender.
 A concept is right when the words of the name without "... skin tone" and without man, woman, person, boy, girl, child and their
 plurals are the same, in the same order; a skin tone when the name says that tone (counted over the pictures that have one).
@@ -15,9 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.image_judges import DigitJudge, EmojiJudge, kept_judge, verdicts
 from gencore.check import command
 from gencore.data_folder import image_folder
 from gencore.recipe import versions
+from imagegen.data import to_bytes
 from multimodal import Captioner
 from multimodal.data import DIGITS, VARIATION_DRAWS, emoji_rows, mnist_rows, softened, vary
 from multimodal.evaluate import concept_of, name_figures, share, tone_of
@@ -54,6 +57,7 @@ def main():
     figures["scikit-learn's digits, enlarged"] = digit_figures(reader(other["pictures"], batch=BATCH, progress=False), other)
     figures["compare: nearest training picture"] = {**digit_figures(nearest(digits, known_digits), digits),
                                                   **emoji_figures(nearest(emoji, known_emoji), emoji)}
+    figures["independent classifiers (ceiling)"] = ceiling(args.judges, (digits, emoji), (known_digits, known_emoji))
     by_style = {}
     for style in sorted(set(emoji["styles"])):
         own = [i for i, s in enumerate(emoji["styles"]) if s == style]
@@ -74,6 +78,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/, parquet with a train and a test split")
     parser.add_argument("--model", default="reader", help="shipped name or folder (default: reader)")
+    parser.add_argument("--judges", type=Path, default=Path("runs/judges/reader"), help="where the trained classifiers are kept")
     parser.add_argument("--train-rows", type=int, default=1000, help="training emoji that are read (default: 1000)")
     return parser.parse_args()
 
@@ -130,6 +135,30 @@ def nearest(asked, known):
     norms = train.square().sum(1)
     places = torch.cat([(norms - 2 * part @ train.T).argmin(1) for part in small(asked).split(500)])
     return [known["captions"][i] for i in places.tolist()]
+
+
+def ceiling(folder, test, train):
+    """Figures of a classifier of its own for each question: what the test pictures tell one who learns only that from the training pictures."""
+    (digits, emoji), (known_digits, known_emoji) = test, train
+    some = picked(known_digits, range(0, len(known_digits["captions"]), 3))
+    toned = picked(emoji, [i for i, name in enumerate(emoji["captions"]) if tone_of(name) != "none"])
+    return {"digit": judged(folder / "digit", digits, some, str, steps=1600, augment=False),
+            "concept": judged(folder / "concept", emoji, known_emoji, concept_of, steps=6000),
+            "skin_tone": judged(folder / "skin-tone", toned, known_emoji, tone_of, steps=2500)}
+
+
+def judged(place, asked, known, answer, **training):
+    """Share of `asked` whose answer(caption) a classifier finds that has learnt answers from `known`."""
+    answers = sorted({answer(caption) for caption in known["captions"]})
+    number = {words: i for i, words in enumerate(answers)}
+
+    def examples():
+        pixels = torch.cat([to_bytes(pictures(known, start)) for start in range(0, len(known["captions"]), BATCH)])
+        return pixels, torch.tensor([number[answer(caption)] for caption in known["captions"]])
+
+    judge = kept_judge(DigitJudge() if answer is str else EmojiJudge(len(answers)), place, examples, **training)
+    found = [answers[i] for start in range(0, len(asked["captions"]), BATCH) for i in verdicts(judge, pictures(asked, start)).tolist()]
+    return share(words == answer(caption) for words, caption in zip(found, asked["captions"]))
 
 
 def digit_figures(read, rows):

@@ -16,6 +16,8 @@ from gencore.check import CheckpointError
 from gencore.checkpoint import save_folder
 
 STATE = "training_state.pt"
+UNSTATED = {"Data": "Not stated: say what this was trained on, and whose it is.",
+            "Licence": "Not stated: that of the data, and of the model that this one went on from, if any. Fill it in before the weights are shared."}
 STATE_HOLDS = ("step", "config", "model", "optimizer", "ema", "cpu_seconds")
 
 
@@ -127,7 +129,7 @@ def model_card(run, config, seconds):
         last.update(row)
     lines = [f"# {run.card.get('title', Path(run.folder).resolve().name)}", ""]
     command = f"```\n{shlex.join(['python', *sys.argv])}\n```"
-    for heading, text in {"Command": command, **run.card}.items():
+    for heading, text in {"Command": command, **UNSTATED, **run.card}.items():
         if heading != "title":
             lines += [f"## {heading}", "", str(text), ""]
     lines += ["## Figures", "", "| figure | value |", "|---|---|"]

@@ -26,8 +26,10 @@ def test_a_run_folder_is_complete(tmp_path):
     for words in ("# A toy", "## Data\n\nrandom ids", "CC0", "python toy.py", "| held_out_loss | 1.5 |", "12 of 12 steps", "CPU time",
                   "- lr: 0.01"):
         assert words in card
+    assert "Not stated" not in card
     toy_fit(tmp_path / "other", HARD, card={})
-    assert "## Command\n\n```\npython " in (tmp_path / "other/README.md").read_text()
+    bare = (tmp_path / "other/README.md").read_text()
+    assert "## Command\n\n```\npython " in bare and "## Data\n\nNot stated" in bare and "## Licence\n\nNot stated" in bare
     assert (run / "model/README.md").read_text() == card
     assert [row["training_mode"] for row in metrics(run) if "training_mode" in row] == [0.0] * 4
 
