@@ -4,6 +4,7 @@
     speaker("seven", voice="george", seed=0).save("seven.wav")"""
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -130,9 +131,10 @@ class TextToSpeech:
         return cls(cfg, model, codec, name=lasting_name(folder), digest=weights_digest(folder))
 
     def save_pretrained(self, folder):
-        """Writes the whole voice, its codec inside, and makes this folder the one that recipes name."""
+        """Writes the whole voice, its codec inside, in bfloat16. From then on it speaks with what was written: recipes name this folder."""
         save_folder(folder, speech_files(self.cfg, self.model, self.codec))
-        self.name, self.digest = lasting_name(folder), weights_digest(folder)
+        saved = TextToSpeech.from_pretrained(Path(folder).resolve()).to(self.model.heads.weight.device)
+        self.cfg, self.model, self.codec, self.name, self.digest = saved.cfg, saved.model, saved.codec, saved.name, saved.digest
 
 
 def speech_files(cfg, model, codec):

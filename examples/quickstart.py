@@ -3,7 +3,6 @@
     python examples/quickstart.py                      writes into ./demo-output, needs no network and no GPU
     python examples/quickstart.py --seed 1             another paragraph, other pictures, other takes
 """
-
 import argparse
 import re
 import sys
@@ -37,7 +36,8 @@ def write_paragraph(out: Path, seed: int) -> Path:
 
 
 def draw_pictures(out: Path, seed: int) -> tuple[Path, list]:
-    """Eight prompts -> the pictures, each in its own file, and all of them in one grid."""
+    """Eight prompts -> the pictures, each in its own file, and all of them in one grid, with the recipes of all."""
+    from gencore.recipe import Recipe, embed_png
     from imagegen import TextToImage
     painter = TextToImage.from_pretrained("painter")
     pictures = painter(PROMPTS, steps=20, guidance=3.0, seed=seed)
@@ -46,6 +46,7 @@ def draw_pictures(out: Path, seed: int) -> tuple[Path, list]:
         picture.save(out / "pictures" / f"{prompt.replace(',', '').replace(' ', '-')}.png")
     path = out / "pictures.png"
     labelled_grid(pictures, PROMPTS).save(path)
+    embed_png(path, [Recipe.from_json(picture.info["recipe"]) for picture in pictures])
     return path, pictures
 
 
@@ -63,19 +64,19 @@ def labelled_grid(pictures: list, labels: list[str], columns: int = 4, side: int
 
 
 def speak_words(out: Path, seed: int) -> tuple[Path, Path]:
-    """Four digit words, each in a named voice -> one clip after another, and their spectrogram."""
+    """Four digit words, each in a named voice -> one clip after another, with the recipes of all, and their spectrogram."""
     import torch
 
     from audiogen import Audio, TextToSpeech
+    from gencore.recipe import embed_wav
     speaker = TextToSpeech.from_pretrained("speaker")
-    clips = []
+    clips = [speaker(word, voice=voice, seed=seed) for word, voice in SPOKEN]
     (out / "words").mkdir(exist_ok=True)
-    for word, voice in SPOKEN:
-        clips.append(speaker(word, voice=voice, seed=seed))
-        clips[-1].save(out / "words" / f"{word}-{voice}.wav")
-    silence = torch.zeros(1, clips[0].sample_rate // 5)
-    whole = Audio(torch.cat([part for clip in clips for part in (clip.waveform, silence)], 1), clips[0].sample_rate)
-    return whole.save(out / "spoken.wav"), whole.draw(out / "spectrogram.png")
+    for clip, (word, voice) in zip(clips, SPOKEN):
+        clip.save(out / "words" / f"{word}-{voice}.wav")
+    whole = Audio(torch.cat([part for clip in clips for part in (clip.waveform, torch.zeros(1, clip.sample_rate // 5))], 1), clips[0].sample_rate)
+    embed_wav(whole.save(out / "spoken.wav"), [clip.recipe for clip in clips])
+    return out / "spoken.wav", whole.draw(out / "spectrogram.png")
 
 
 def read_pictures(pictures: list) -> None:
@@ -96,15 +97,13 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-
     print("\n1 of 4: a paragraph by the novelist\n")
     paragraph = write_paragraph(args.out, args.seed)
     print("\n2 of 4: pictures by the painter\n")
     grid, pictures = draw_pictures(args.out, args.seed)
     print("\n3 of 4: words by the speaker\n")
     spoken, spectrogram = speak_words(args.out, args.seed)
-    print(f"{', '.join(f'{word} ({voice})' for word, voice in SPOKEN)}")
-    print("\n4 of 4: captions by the reader\n")
+    print(f"{', '.join(f'{word} ({voice})' for word, voice in SPOKEN)}\n\n4 of 4: captions by the reader\n")
     read_pictures(pictures)
 
     made = {paragraph: "the paragraph", grid: "the pictures with their prompts", args.out / "pictures": "each picture",
@@ -112,9 +111,9 @@ def main():
     width = max(len(str(path)) for path in made)
     print(f"\nDone in {time.perf_counter() - begun:.0f} s. What was made:")
     print("\n".join(f"  {path!s:<{width}}   {what}" for path, what in made.items()))
-    again = args.out / "words" / f"{SPOKEN[0][0]}-{SPOKEN[0][1]}.wav"
-    print("\nThe paragraph, each picture and each word remember how they were made. To make one again, to the byte:")
-    print(f"  {Path(sys.executable).as_posix()} -c \"import gencore; gencore.replay('{again.as_posix()}')\"")
+    again = (args.out / "words" / "{}-{}.wav".format(*SPOKEN[0])).as_posix()
+    print("\nAll but the spectrogram remember how they were made (the grid and the spoken words: each of their parts). To make one again:")
+    print(f"  {Path(sys.executable).as_posix()} -c \"import gencore; gencore.replay('{again}')\"")
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ def read(file):
                          f"(a text's recipe lies beside it, in {_sidecar(file).name})")
     try:
         values = _parsed(text)
-        if isinstance(parts := values.get("parts"), list) and len(values) == 1:
-            return [Recipe._from_values(part) for part in parts]
+        if values.keys() == {"parts"} and isinstance(values["parts"], list):
+            return [Recipe._from_values(part) for part in values["parts"]]
         return Recipe._from_values(values)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None

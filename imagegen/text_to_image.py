@@ -156,9 +156,10 @@ class TextToImage:
         return cls(painter, tokenizer, shift=shift, name=lasting_name(folder), digest=weights_digest(folder))
 
     def save_pretrained(self, folder, dtype=torch.float32):
-        """Writes diffusers' folder, and makes it the one that recipes name."""
+        """Writes diffusers' folder, and makes it the one that recipes name; not where `dtype` rounded what draws here."""
         save_folder(folder, pipeline_files(self.painter, self.tokenizer, shift=self.shift, dtype=dtype))
-        self.name, self.digest = lasting_name(folder), weights_digest(folder)
+        exact = all(tensor.dtype == torch.float32 and tensor.equal(tensor.to(floating(dtype)).float()) for tensor in self.painter.parameters())
+        self.name, self.digest = lasting_name(folder), weights_digest(folder) if exact else ""
 
 
 def both(null, words):

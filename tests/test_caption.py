@@ -187,10 +187,13 @@ def test_a_tokenizer_of_another_model_is_refused():
         Captioner(reader.model, train_bpe(["a b c d"] * 9 + ["red circles and blue squares all around"] * 9, 300))
 
 
-def test_a_saved_caption_is_read_again_from_its_recipe(tmp_path):
+def test_a_saved_caption_is_read_again_from_its_recipe(tmp_path, monkeypatch):
     import gencore
-    tiny().save_pretrained(tmp_path / "reader")
-    reader = Captioner.from_pretrained(str(tmp_path / "reader"))
+    tiny().save_pretrained(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    reader = Captioner.from_pretrained("mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")                                        # its recipes name the folder from anywhere
     caption = reader.save(picture(size=(40, 30)), tmp_path / "caption.txt", max_new_tokens=8)
     assert (tmp_path / "caption.txt").read_text(encoding="utf-8") == caption == reader(picture(size=(40, 30)), max_new_tokens=8)
     assert gencore.replay(tmp_path / "caption.txt") == caption

@@ -142,3 +142,12 @@ def test_what_the_quickstart_made_is_made_again_from_its_recipe(demo):
     for name in ("words/seven-george.wav", "pictures/a-handwritten-seven.png"):
         report = gencore.replay(folder / name)
         assert report
+
+
+def test_the_spoken_words_give_their_clips_again_and_the_grid_knows_its_pictures(demo):
+    folder, _, _ = demo
+    clips = gencore.replay(folder / "spoken.wav")
+    assert [clip.encoded() for clip in clips] == [(folder / "words" / f"{name}.wav").read_bytes()
+                                                  for name in ("seven-george", "two-jackson", "nine-lucas", "four-theo")]
+    known = gencore.recipe.read(folder / "pictures.png")
+    assert [recipe.inputs["place"] for recipe in known] == list(range(8)) and len({recipe.inputs["prompt"] for recipe in known}) == 8

@@ -189,9 +189,10 @@ def test_files_without_a_recipe_say_so(tmp_path):
     for path in (png(tmp_path / "a.png"), wav(tmp_path / "a.wav"), tmp_path / "a.txt"):
         with pytest.raises(InputError, match="holds no recipe"):
             read(path)
-    for path in (tmp_path / "missing.png", tmp_path):
-        with pytest.raises(InputError, match="can't read"):
-            read(path)
+    for path, says in ((tmp_path / "missing.png", "can't read .*No such file"), (tmp_path, "it is a folder, give one of its files"),
+                       (None, "expected the path of a file, got None"), (5, "expected the path"), (tmp_path / "a.txt", "in a.txt.recipe.json")):
+        with pytest.raises(InputError, match=says):
+            replay(path)
 
 
 def test_mutated_files_give_a_recipe_or_a_sentence(tmp_path):
@@ -374,6 +375,16 @@ def test_a_lazy_package_registers_in_the_file_of_a_public_name(tmp_path, monkeyp
     monkeypatch.setattr(module, "PACKAGES", {"text": "dozing"})
     monkeypatch.setattr(module, "MAKERS", {})
     assert module._maker("text")[0](None) == "awake"
+
+
+@pytest.mark.parametrize("name, make, embed", [("whole.png", png, embed_png), ("whole.wav", wav, embed_wav)])
+def test_a_file_of_several_outputs_gives_them_all_again(model, tmp_path, name, make, embed):
+    whole, files = make(tmp_path / name), [draw(model, "text", tmp_path / f"{seed}.txt", seed=seed) for seed in (1, 2)]
+    embed(whole, [read(file) for file in files])
+    assert replay(whole) == [file.read_text(encoding="utf-8") for file in files]
+    embed(whole, [read(files[0]), dataclasses.replace(read(files[1]), digest="f" * 16)])
+    with pytest.warns(UserWarning, match="parts may have come out differently. What differs: weights ffffffffffffffff, now"):
+        assert len(replay(whole)) == 2
 
 
 def test_differences_are_listed_old_and_new():

@@ -147,6 +147,21 @@ def test_a_saved_voice_opens_speaks_and_replays(speaker, tmp_path):
     assert gencore.replay(path).waveform.equal(sound.waveform)
 
 
+def test_a_voice_from_a_relative_folder_replays_from_elsewhere(speaker, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    speaker = TextToSpeech(speaker.cfg, speaker.model, speaker.codec)
+    speaker.save_pretrained("voice")
+    opened = TextToSpeech.from_pretrained("voice")
+    assert opened.to("cpu") is opened and opened.to(torch.device("cpu")).codec is opened.codec
+    clips = [speaker("yes", seed=1), opened("yes", seed=1)]                # the one that was saved speaks with the rounded weights, too
+    for i, clip in enumerate(clips):
+        clip.save(f"{i}.wav")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for i, clip in enumerate(clips):
+        assert gencore.replay(f"../{i}.wav").waveform.equal(clip.waveform)
+
+
 def test_a_voice_refuses_the_codes_of_another_codec(speaker, tmp_path):
     files = speech_files(speaker.cfg, speaker.model, speaker.codec)
     save_folder(tmp_path / "voice", {**files, "config.json": files["config.json"] | {"codec_digest": "0" * 16}})

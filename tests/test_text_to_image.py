@@ -108,6 +108,27 @@ def test_a_saved_picture_is_made_again_to_the_byte(painter, tmp_path):
     assert recipe["inputs"]["prompt"] == PROMPTS[1] and recipe["settings"]["steps"] == 4
 
 
+def test_a_painter_from_a_relative_folder_replays_from_elsewhere(painter, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    opened = TextToImage.from_pretrained("tiny")
+    assert opened.to("cpu") is opened
+    [picture] = opened.to(torch.device("cpu"))("pizza", seed=3, steps=2, progress=False)
+    picture.save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert replay("a.png").tobytes() == picture.tobytes()
+    with pytest.raises(InputError, match='expected a device such as "cpu".*got torch.bfloat16'):
+        opened.to(torch.bfloat16)
+    assert TextToImage.from_pretrained("painter").name == "painter"                     # what ships keeps its short name
+
+
+def test_a_painter_saved_in_bfloat16_makes_no_recipe_of_weights_it_has_not(painter, tmp_path):
+    mine = TextToImage(painter.painter, painter.tokenizer)
+    mine.save_pretrained(tmp_path / "half", dtype="bfloat16")
+    assert "recipe" not in draw(mine, "pizza", output_type="pil")[0].info
+    mine.save_pretrained(tmp_path / "whole")
+    assert "recipe" in draw(mine, "pizza", output_type="pil")[0].info
+
+
 def test_long_prompts_are_cut_with_one_warning(painter):
     with pytest.warns(UserWarning, match="more than 12 tokens") as caught:
         draw(painter, ["seven " * 40, "pizza " * 40])
