@@ -94,7 +94,7 @@ def test_the_alignment_is_drawn(model, tmp_path):
 @pytest.mark.parametrize("call, error, words", [
     (lambda m: m.generate([]), InputError, "no text, or an empty one"),
     (lambda m: m.generate("rot", beams=0), InputError, "beams should be a whole number between 1 and 256, got 0"),
-    (lambda m: m.generate("rot", max_new_tokens=99), InputError, "max_new_tokens should be a whole number between 1 and 24"),
+    (lambda m: m.generate("rot", max_new_tokens=99), InputError, "max_new_tokens should be a whole number between 1 and 24, got 99"),
     (lambda m: m.generate("rot " * 40), InputError, "tokens are more than the 24 that this model reads"),
     (lambda m: AttentionSeq2Seq(m.cfg).generate("rot"), InputError, "this model has no tokenizer"),
     (lambda m: replace(m.cfg, attention="dot"), ConfigError, "attention should be one of 'additive', 'none', got 'dot'")])
