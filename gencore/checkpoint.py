@@ -60,14 +60,15 @@ def load_tensors(path, expect=None):
 
     `expect` is {name: shape} of the model: other names or shapes are refused before anything is allocated."""
     path = Path(path)
-    for _ in range(10):
+    for attempt in range(10):
         before = _identity(path)
         try:
             tensors = _load(path, expect)
             if _identity(path) == before:
                 return tensors
         except (CheckpointError, OSError) as error:
-            if _identity(path) == before:
+            gone = isinstance(error, FileNotFoundError) or str(error).startswith("no file")      # between the two renames of a writer?
+            if _identity(path) == before and not (gone and attempt < 3):
                 raise error if isinstance(error, CheckpointError) else CheckpointError(f"could not read {path}: {error}") from error
         # somebody replaced the folder meanwhile: what was read may be of two checkpoints, so read again
     raise CheckpointError(f"{path} is replaced faster than it can be read: wait for its writer, or copy it first")
