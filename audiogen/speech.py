@@ -13,10 +13,10 @@ from audiogen.codec import Codec
 from audiogen.data import DIGITS
 from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, speak
 from gencore.check import CheckpointError, InputError, nearest, unknown
-from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, weights_digest
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import from_dict, to_dict
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe
+from gencore.recipe import Recipe, made_with
 
 MOST_WORDS = 64             # spoken by one call
 GAP = 0.08                  # seconds of silence between two words
@@ -124,12 +124,12 @@ class TextToSpeech:
                                   f"{place} has {codec.digest()}: use the codec it was trained with")
         model = TokenModel(cfg.model)
         model.load_state_dict(weights)
-        return cls(cfg, model, codec, name=os.fspath(name), digest=weights_digest(folder))
+        return cls(cfg, model, codec, name=os.fspath(name), digest=made_with(folder))
 
     def save_pretrained(self, folder):
         """Writes the whole voice, its codec inside, and makes this folder the one that recipes name."""
         save_folder(folder, speech_files(self.cfg, self.model, self.codec))
-        self.name, self.digest = os.fspath(folder), weights_digest(folder)
+        self.name, self.digest = os.fspath(folder), made_with(folder)
 
 
 def speech_files(cfg, model, codec):

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from gencore.check import CheckpointError, ConfigError, InputError, in_range
-from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes
 from gencore.diffusion import FLOW, check_steps, data_from, flow_levels
 from gencore.families import expect_fields, read_config
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, register
+from gencore.recipe import Recipe, made_with, register
 from gencore.samplers import dpm_solver
 from gencore.text_encoder import TextEncoder, encode_prompts
 from gencore.tokenizer import Tokenizer
@@ -156,12 +156,12 @@ class TextToImage:
                           read_part(folder / "vae", AUTOENCODER_KL, Autoencoder))
         tokenizer = Tokenizer.from_folder(folder / "tokenizer")
         check_parts(folder, painter, tokenizer)
-        return cls(painter, tokenizer, shift=shift, name=os.fspath(name), digest=weights_digest(folder))
+        return cls(painter, tokenizer, shift=shift, name=os.fspath(name), digest=made_with(folder))
 
     def save_pretrained(self, folder, dtype=torch.float32):
         """Writes diffusers' folder, and makes it the one that recipes name."""
         save_folder(folder, pipeline_files(self.painter, self.tokenizer, shift=self.shift, dtype=dtype))
-        self.name, self.digest = os.fspath(folder), weights_digest(folder)
+        self.name, self.digest = os.fspath(folder), made_with(folder)
 
 
 def both(null, words):
