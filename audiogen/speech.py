@@ -13,10 +13,10 @@ from audiogen.codec import Codec
 from audiogen.data import DIGITS
 from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, speak
 from gencore.check import CheckpointError, InputError, nearest, only_device, seeds_of, unknown
-from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, weights_digest
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import from_dict, to_dict
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, lasting_name
+from gencore.recipe import Recipe, lasting_name, made_with
 
 MOST_WORDS = 64             # spoken by one call
 GAP = 0.08                  # seconds of silence between two words
@@ -128,7 +128,7 @@ class TextToSpeech:
                                   f"{place} has {codec.digest()}: use the codec it was trained with")
         model = TokenModel(cfg.model)
         model.load_state_dict(weights)
-        return cls(cfg, model, codec, name=lasting_name(folder), digest=weights_digest(folder))
+        return cls(cfg, model, codec, name=lasting_name(folder), digest=made_with(folder))
 
     def save_pretrained(self, folder):
         """Writes the whole voice, its codec inside, in bfloat16. From then on it speaks with what was written: recipes name this folder."""

@@ -68,7 +68,7 @@ def load_tensors(path, expect=None):
                 return tensors
         except (CheckpointError, OSError) as error:
             gone = isinstance(error, FileNotFoundError) or str(error).startswith("no file")      # between the two renames of a writer?
-            if _identity(path) == before and not (gone and attempt < 3):
+            if _identity(path) == before and not (gone and attempt < 9):
                 raise error if isinstance(error, CheckpointError) else CheckpointError(f"could not read {path}: {error}") from error
         # somebody replaced the folder meanwhile: what was read may be of two checkpoints, so read again
     raise CheckpointError(f"{path} is replaced faster than it can be read: wait for its writer, or copy it first")

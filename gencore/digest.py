@@ -145,6 +145,17 @@ def find_digest(path):
     return None
 
 
+def words_digest(folder):
+    """8 hex digits that stand for what a folder says beside its weights: its .json and .jinja files."""
+    folder, entries = Path(folder), read_digests(folder)
+    if entries is None:
+        names = {path.relative_to(folder) for kind in ("*.json", "*.jinja") for path in folder.rglob(kind)}
+        entries = {name.as_posix(): {"sha256": _file_digest(folder / name)} for name in names if not any(part[0] == "." for part in name.parts)}
+    lines = sorted(f"{name} {entry['sha256']}" for name, entry in entries.items()
+                   if name.endswith((".json", ".jinja")) and not name.endswith(DIGESTS))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+
+
 def check_weights(path, header):
     """Compares the file with its digests: CheckpointError naming the tensors, or the header when the tensors are the same."""
     entry = find_digest(path)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gencore.check import CommonthreadError, InputError, nearest
 from gencore.checkpoint import resolve, weights_digest
-from gencore.digest import parse_json
+from gencore.digest import parse_json, words_digest
 from gencore.folder import write_file
 from gencore.metadata import LIMIT, png_text, png_with_text, wav_comment, wav_samples, wav_with_comment
 
@@ -43,7 +43,7 @@ class Recipe:
     """How one output was made. Values are those of JSON: a recipe equals what is read back from a file."""
     kind: str           # a key of PACKAGES
     model: str          # shipped name, folder or Hub id
-    digest: str         # weights_digest of its folder
+    digest: str         # made_with(its folder); in old recipes weights_digest alone
     inputs: dict        # what the user asked for: {"prompt": ...}
     seed: int
     settings: dict      # every other argument that shapes the output: steps, guidance, temperature ...
@@ -188,7 +188,7 @@ def _made_again(file, recipe, model):
     folder = resolve(recipe.model, PACKAGES[recipe.kind], hub=False)
     maker, same = _maker(recipe.kind)
     with _threads(recipe.versions.get("threads")):
-        differing = differences(recipe, weights_digest(folder))
+        differing = differences(recipe, made_with(folder))
         try:
             output = maker(recipe)
         except (KeyError, TypeError) as error:
@@ -198,8 +198,16 @@ def _made_again(file, recipe, model):
 
 def differences(recipe, digest):
     """What is not as it was when the output was made: ["torch 2.9.0, now 2.13.0", ...]."""
-    then, now = {"weights": recipe.digest, **recipe.versions}, {"weights": digest, **versions()}
+    then, now = ({**dict(zip(("weights", "configuration"), both.split("-"))), **others}
+                 for both, others in ((recipe.digest, recipe.versions), (digest, versions())))
+    if "configuration" not in then:                     # a recipe of old, or a digest of the weights alone
+        now.pop("configuration", None)
     return [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
+
+
+def made_with(folder):
+    """A model's folder -> "0123456789abcdef-01234567": digests of its weights and of its configuration and tokenizer."""
+    return f"{weights_digest(folder)}-{words_digest(folder)}"
 
 
 def _maker(kind):

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from gencore.check import CheckpointError, ConfigError, InputError, floating, in_range, only_device, seeds_of
-from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes
 from gencore.diffusion import FLOW, check_steps, data_from, flow_levels
 from gencore.families import expect_fields, read_config
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, lasting_name, register
+from gencore.recipe import Recipe, lasting_name, made_with, register
 from gencore.samplers import dpm_solver
 from gencore.text_encoder import TextEncoder, encode_prompts
 from gencore.tokenizer import Tokenizer
@@ -153,13 +153,13 @@ class TextToImage:
                           read_part(folder / "vae", AUTOENCODER_KL, Autoencoder))
         tokenizer = Tokenizer.from_folder(folder / "tokenizer")
         check_parts(folder, painter, tokenizer)
-        return cls(painter, tokenizer, shift=shift, name=lasting_name(folder), digest=weights_digest(folder))
+        return cls(painter, tokenizer, shift=shift, name=lasting_name(folder), digest=made_with(folder))
 
     def save_pretrained(self, folder, dtype=torch.float32):
         """Writes diffusers' folder, and makes it the one that recipes name; not where `dtype` rounded what draws here."""
         save_folder(folder, pipeline_files(self.painter, self.tokenizer, shift=self.shift, dtype=dtype))
         exact = all(tensor.dtype == torch.float32 and tensor.equal(tensor.to(floating(dtype)).float()) for tensor in self.painter.parameters())
-        self.name, self.digest = lasting_name(folder), weights_digest(folder) if exact else ""
+        self.name, self.digest = lasting_name(folder), made_with(folder) if exact else ""
 
 
 def both(null, words):

@@ -10,11 +10,11 @@ import torch
 
 from gencore.cache import Cache
 from gencore.check import CheckpointError, InputError, floating, only_device, whole
-from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes, weights_digest, weights_file
+from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes, weights_file
 from gencore.decode import decode
 from gencore.families import read_config
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, lasting_name, register, save_text
+from gencore.recipe import Recipe, lasting_name, made_with, register, save_text
 from gencore.tokenizer import Tokenizer
 from multimodal.families.llava import LLAVA
 from multimodal.pictures import open_picture, prepare
@@ -65,7 +65,7 @@ class Captioner:
     def save(self, picture, path, *, max_new_tokens=32):
         """Reads the picture, writes its caption to `path` and beside it the recipe that gencore.replay makes it again by -> caption."""
         small = to_png(prepare(open_picture(picture), self.model.cfg.vision.image))
-        recipe = Recipe.made("caption", self.name, weights_digest(resolve(self.name, "multimodal")), seed=0,
+        recipe = Recipe.made("caption", self.name, made_with(resolve(self.name, "multimodal")), seed=0,
                              inputs={"picture": base64.b64encode(small).decode()}, settings={"max_new_tokens": max_new_tokens})
         caption = self(small, max_new_tokens=max_new_tokens)
         save_text(path, caption, recipe)

@@ -40,7 +40,7 @@ class LoRA:
     def _adapt(self, lm, ranks, scale, *, dropout=0.0):
         """ranks: {name of a matrix here: rank}; scale: how many times B A counts."""
         from peft import LoraConfig, inject_adapter_in_model
-        self.base, self.ranks, self.scale = {"name": lm.name, "digest": lm.digest}, ranks, scale
+        self.base, self.ranks, self.scale = {"name": lm.name, "digest": lm.digest and lm.digest[:16]}, ranks, scale      # weights alone
         self.parts = parts(lm, ranks)
         config = LoraConfig(r=1, lora_dropout=dropout, target_modules=list(ranks), rank_pattern=dict(ranks),
                             alpha_pattern={name: scale * rank for name, rank in ranks.items()})
@@ -122,9 +122,9 @@ def parts(lm, names):
 def check_base(lm, folder):
     """CheckpointError when the adapter says which weights it was made for and these are others."""
     made_for = read_json(folder / BASE) if (folder / BASE).is_file() else {}
-    if None not in (lm.digest, made_for.get("digest")) and lm.digest != made_for["digest"]:
+    if None not in (lm.digest, made_for.get("digest")) and lm.digest[:16] != made_for["digest"]:
         raise CheckpointError(f"{folder} is an adapter for {made_for.get('name')} (weights {made_for['digest']}), this model is {lm.name} "
-                              f"(weights {lm.digest}): load the model that it was made for")
+                              f"(weights {lm.digest[:16]}): load the model that it was made for")
 
 
 def read_pieces(lm, folder, config):

@@ -6,7 +6,7 @@ from torch import nn
 
 from gencore.attention import head_sizes
 from gencore.check import InputError, dims, floating, nearest, seeds_of
-from gencore.checkpoint import naming, read_json, resolve, save_folder, tensor_shapes, weights_digest
+from gencore.checkpoint import naming, read_json, resolve, save_folder, tensor_shapes
 from gencore.config import Positive, Size, check_fields, check_ids, check_values
 from gencore.decode import CompiledStep, column_major, resting
 from gencore.embeddings import LearnedPositions
@@ -18,7 +18,7 @@ from gencore.loss import capped, chunked_cross_entropy
 from gencore.masks import causal
 from gencore.masks import documents as of_documents
 from gencore.positions import restarting
-from gencore.recipe import Recipe, ReplayError, lasting_name, register
+from gencore.recipe import Recipe, ReplayError, lasting_name, made_with, register
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, layout_of, read_state, tokenizer_of
 from textgen.run import Trace
@@ -207,7 +207,7 @@ class CausalLM(nn.Module):
             model.head.weight = model.embedding.weight
         model.requires_grad_(True)
         model.tokenizer = tokenizer_of(folder, cfg.vocab)
-        model.name, model.digest = lasting_name(folder), weights_digest(folder)
+        model.name, model.digest = lasting_name(folder), made_with(folder)
         model.compile, model.quantize = compile, quantize
         PREPARED[quantize](model)
         return model.eval()
@@ -281,7 +281,7 @@ def again(recipe):
                                   quantize=settings.pop("quantize", None))
     if (asked := settings.get("draft")) is not None:
         draft = settings["draft"] = CausalLM.from_pretrained(resolve(asked["model"], "textgen", hub=False), quantize=asked["quantize"])
-        if draft.digest != asked["digest"]:
+        if draft.digest[:16] != asked["digest"][:16]:                # the weights
             raise ReplayError(f"the draft {asked['model']} has other weights than when the text was made")
     return lm.generate(recipe.inputs["prompt"], seed=recipe.seed, **settings)
 
