@@ -13,7 +13,7 @@ import torch
 from gencore.check import CheckpointError, CommonthreadError, ConfigError, InputError
 from gencore.checkpoint import load_tensors, read_json, save_folder, seal
 from gencore.config import from_dict, to_dict
-from gencore.digest import DIGESTS, digests_text, parse_json, read_header
+from gencore.digest import DIGESTS, digests_text, parse_json, read_header, words_digest
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,17 @@ def test_seal_gives_a_foreign_folder_its_digests(model):
     raw = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     assert "differs from its digest" in refused(model, "model.safetensors", load)
+
+
+def test_the_digest_of_the_words_follows_each_json_file_with_or_without_digests(model):
+    before = words_digest(model)
+    (model / "README.md").write_text("another card")
+    (model / DIGESTS).unlink()
+    assert words_digest(model) == before
+    (model / "config.json").write_text("{}")
+    foreign = words_digest(model)
+    seal(model)
+    assert words_digest(model) == foreign != before
 
 
 @pytest.mark.parametrize("entry", [5, None, {}, {"sha256": 5}, {"sha256": "", "tensors": []}, {"sha256": "", "fields": 3}])
