@@ -66,8 +66,8 @@ def load_tensors(path, expect=None):
             tensors = _load(path, expect)
             if _identity(path) == before:
                 return tensors
-        except (CheckpointError, OSError) as error:
-            gone = isinstance(error, FileNotFoundError) or str(error).startswith("no file")      # between the two renames of a writer?
+        except (CheckpointError, OSError, RuntimeError) as error:                                # safetensors itself raises RuntimeError
+            gone = "no such file" in str(error).lower() or str(error).startswith("no file")      # between the two renames of a writer?
             if _identity(path) == before and not (gone and attempt < 9):
                 raise error if isinstance(error, CheckpointError) else CheckpointError(f"could not read {path}: {error}") from error
         # somebody replaced the folder meanwhile: what was read may be of two checkpoints, so read again
@@ -272,7 +272,10 @@ def _identity(path):
     recover(path)
     folder = path if path.is_dir() else path.parent
     places = [place for place in (folder, folder / DIGESTS, folder.parent / DIGESTS) if place.exists()]
-    stats = [place.stat() for place in places]
+    try:
+        stats = [place.stat() for place in places]
+    except FileNotFoundError:                                   # gone since: equal to nothing, so that it is read again
+        return object()
     return [(stat.st_dev, stat.st_ino, stat.st_mtime_ns * (not place.is_dir())) for place, stat in zip(places, stats)]
 
 
