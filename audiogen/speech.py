@@ -15,7 +15,7 @@ from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, speak
 from gencore.check import CheckpointError, InputError, nearest, unknown
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder, weights_digest
 from gencore.config import from_dict, to_dict
-from gencore.recipe import Recipe
+from gencore.recipe import Recipe, register
 
 MOST_WORDS = 64             # spoken by one call
 GAP = 0.08                  # seconds of silence between two words
@@ -139,3 +139,6 @@ def remake(recipe):
     settings = from_dict(SpeechSettings, recipe.settings)
     return speaker(recipe.inputs["text"], recipe.inputs["voice"], seed=recipe.seed, guidance=settings.guidance,
                    temperature=settings.temperature, top_k=settings.top_k)
+
+
+register("audio", remake)
