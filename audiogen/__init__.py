@@ -2,14 +2,5 @@
 
 import gencore  # noqa: F401  (its torchaudio guard stands before torchaudio)
 from gencore.lazy import lazy
-from gencore.recipe import register
 
 __getattr__, __dir__, __all__ = lazy(__name__, {"Audio": "audio", "Codec": "codec", "TextToSpeech": "speech"})
-
-
-def _speak_again(recipe):
-    from audiogen.speech import remake
-    return remake(recipe)
-
-
-register("audio", _speak_again)

@@ -16,7 +16,7 @@ from gencore.check import CheckpointError, InputError, nearest, only_device, see
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import from_dict, to_dict
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, lasting_name, made_with
+from gencore.recipe import Recipe, lasting_name, made_with, register
 
 MOST_WORDS = 64             # spoken by one call
 GAP = 0.08                  # seconds of silence between two words
@@ -151,3 +151,6 @@ def remake(recipe):
     settings = from_dict(SpeechSettings, recipe.settings)
     return speaker(recipe.inputs["text"], recipe.inputs["voice"], seed=recipe.seed, guidance=settings.guidance,
                    temperature=settings.temperature, top_k=settings.top_k)
+
+
+register("audio", remake)
