@@ -1,6 +1,6 @@
-"""The chat model on conversations that it was not trained on: is what was said kept, and does it say so when it doesn't know?
+"""A chat model on conversations that it was not trained on: is what was said kept, and does it say so when it doesn't know?
 
-    python -m benchmarks.chat --data dialogues.parquet                                   the shipped chat, its test split
+    python -m benchmarks.chat --data dialogues.parquet                                   runs/chat/model, as textgen.train_chat leaves it
     python -m benchmarks.chat --data dialogues.parquet --questions nq_open_dev.parquet   and questions of another kind (a column question)
 
 Slots kept: of the test conversations that book a table, a hotel or a ride (source sgd), every turn in which the assistant asks to confirm, with
@@ -39,7 +39,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="parquet with the columns messages, source, topic and split")
     parser.add_argument("--questions", type=Path, help="parquet with a column question")
-    parser.add_argument("--model", default="chat")
+    parser.add_argument("--model", default="runs/chat/model", help="a chat model, by name or folder (default: runs/chat/model)")
     parser.add_argument("--limit", type=int, default=300, help="turns of each kind, the same each time (default 300)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()

@@ -100,6 +100,7 @@ def llama_cpp(path, prompt, args):
     import xllamacpp
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.cpuparams.n_threads = str(path), 512, 1, args.threads
+    params.cpuparams.poll = 0                                           # idle threads that poll would take the cores from the others' turns
     server = xllamacpp.Server(params)
     asked = {"prompt": prompt, "max_tokens": args.tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False, "logprobs": 1}
 

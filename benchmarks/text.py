@@ -154,7 +154,8 @@ class Draws:
 
     def __init__(self, ids, context):
         self.ids, self.context = torch.tensor(ids), context
-        self.file = Path(tempfile.mkdtemp()) / "train.bin"
+        self.folder = tempfile.TemporaryDirectory()                                    # gone with this object
+        self.file = Path(self.folder.name, "train.bin")
         np.array(ids, dtype=np.uint16).tofile(self.file)
 
     def starts(self, number):

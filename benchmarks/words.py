@@ -31,8 +31,14 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--model", help="judge these vectors alone, a shipped name or a folder, and train nothing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    tasks = args.tasks or args.data.parent / "wordvec"
+    if args.model:
+        for figure, value in judged(Word2Vec.from_pretrained(args.model), tasks).items():
+            print(f"{figure:28} {value:12,.3f}")
+        return
     rows = text_folder(args.data)
     splits = rows.column("split") if "split" in rows.columns else ["train"] * len(rows)
     sentences = [words for text, part in zip(rows.column("text"), splits) if part == "train" for words in sentences_of(text)]
@@ -41,7 +47,8 @@ def main():
     for seed in range(1, args.seeds + 1):
         cfg = Word2VecConfig(args.objective, epochs=args.epochs, seed=seed)
         for name, learn in (("commonthread", ours), ("gensim", theirs)):
-            rows[name].append(judged(*learn(sentences, cfg, args.threads), args.tasks or args.data.parent / "wordvec"))
+            w2v, speed = learn(sentences, cfg, args.threads)
+            rows[name].append({"words per second": speed, **judged(w2v, tasks)})
     table = {name: {figure: statistics.median(run[figure] for run in runs) for figure in runs[0]} for name, runs in rows.items()}
     for figure in table["gensim"]:
         print(f"{figure:28} " + "   ".join(f"{name} {row[figure]:12,.3f}" for name, row in table.items()))
@@ -70,9 +77,9 @@ def theirs(sentences, cfg, threads):
     return Word2Vec(words, torch.from_numpy(model.wv.vectors.copy())), counted * cfg.epochs / seconds
 
 
-def judged(w2v, speed, tasks):
+def judged(w2v, tasks):
     """Word2Vec -> its figures."""
-    figures = {"words per second": speed}
+    figures = {}
     for name in PAIRS:
         score = pair_score(w2v, read_pairs(tasks / name))
         figures |= {f"{name} Spearman": score.spearman, f"{name} pairs": score.pairs}

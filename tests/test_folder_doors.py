@@ -54,6 +54,14 @@ def kept(place):
             path.write_bytes(raw)
 
 
+@contextlib.contextmanager
+def restored(path):
+    """The bytes of a file, put back as they were afterwards."""
+    raw = path.read_bytes()
+    yield raw
+    path.write_bytes(raw)
+
+
 def refused(folder, error=CommonthreadError, opener=None, within=1.0):
     """The one sentence with which a folder is refused, soon."""
     begin = time.process_time()
@@ -108,19 +116,17 @@ def test_a_listed_file_that_is_gone_is_named(folder):
     listed = json.loads((folder / DIGESTS).read_text()).keys() - {DIGESTS}
     assert listed == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {DIGESTS}
     for name in listed:
-        raw = (folder / name).read_bytes()
-        (folder / name).unlink()
-        message = refused(folder, CheckpointError)
+        with restored(folder / name):
+            (folder / name).unlink()
+            message = refused(folder, CheckpointError)
         assert name in message or (name in ("config.json", "model_index.json") and f"the folder {folder} has no {name}" in message), message
-        (folder / name).write_bytes(raw)
 
 
 def test_every_listed_json_file_is_checked_also_those_for_other_libraries(folder):
     for path in folder.rglob("*.json"):
-        raw = path.read_bytes()
-        path.write_bytes(raw[:len(raw) // 2])
-        assert str(path) in refused(folder, CheckpointError)
-        path.write_bytes(raw)
+        with restored(path) as raw:
+            path.write_bytes(raw[:len(raw) // 2])
+            assert str(path) in refused(folder, CheckpointError)
 
 
 @pytest.mark.parametrize("kind", ["CausalLM", "TextToImage", "Captioner"])
@@ -165,14 +171,13 @@ def test_impossible_values_of_a_foreign_folder_are_refused_with_file_and_field(f
     foreign(folder)
     OPENERS[folder.name].from_pretrained(folder)
     for file, fields in IMPOSSIBLE[folder.name].items():
-        raw = (folder / file).read_bytes()
         for field, values in fields.items():
             for value in values:
-                edit(folder / file, field, value)
-                message = refused(folder, (CheckpointError, ConfigError, UnknownNameError))
+                with restored(folder / file):
+                    edit(folder / file, field, value)
+                    message = refused(folder, (CheckpointError, ConfigError, UnknownNameError))
                 weights = re.search(r'\.safetensors.*(tensor "|"[\w.]+" should have|weights )', message)
                 assert str(folder / file) in message and _names(message, field) or weights, (field, value, message)
-                (folder / file).write_bytes(raw)
 
 
 OURS = {"sample_size": "size", "image_size": "image", "block_out_channels": "channels", "rope_theta": "theta",
@@ -202,16 +207,15 @@ def put_junk_everywhere(folder, times, seed):
     files = [path for path in sorted(folder.rglob("*.json")) if "tokenizer" not in path.name]
     for _ in range(times):
         path = draw.choice(files)
-        raw = path.read_bytes()
-        edit(path, draw.choice(sorted(leaves(json.loads(raw)))), draw.choice(JUNK))
-        begin = time.process_time()
-        try:
-            OPENERS[folder.name].from_pretrained(folder)
-            opened += 1
-        except CommonthreadError as error:
-            assert str(folder) in str(error) and re.search(r"\.json|\.safetensors", str(error))
-        assert time.process_time() - begin < 1.0
-        path.write_bytes(raw)
+        with restored(path) as raw:
+            edit(path, draw.choice(sorted(leaves(json.loads(raw)))), draw.choice(JUNK))
+            begin = time.process_time()
+            try:
+                OPENERS[folder.name].from_pretrained(folder)
+                opened += 1
+            except CommonthreadError as error:
+                assert str(folder) in str(error) and re.search(r"\.json|\.safetensors", str(error))
+            assert time.process_time() - begin < 1.0
     assert 0 < opened < times                                    # there are fields that nothing here reads
 
 
@@ -226,17 +230,22 @@ def test_junk_in_any_field_of_a_foreign_folder_ends_in_a_sentence_600_times(fold
 
 # ---- changed bytes: 40 weight files and 10 configurations of each of the five kinds are the 200 and 50 of the promise ----
 
+def mutated(raw, changes, draw):
+    """Bytes that one of the changes made others."""
+    after = raw
+    while after == raw:
+        after = draw.choice(changes)(raw, draw)
+    return after
+
+
 def mutate_weights(folder, times, seed):
     draw, files = random.Random(seed), sorted(folder.rglob("*.safetensors"))
     for _ in range(times):
         path = draw.choice(files)
-        raw = after = path.read_bytes()
-        while after == raw:
-            after = draw.choice([*BYTES, swap_entries, edit_header])(raw, draw)
-        path.write_bytes(after)
-        message = refused(folder, CheckpointError)
+        with restored(path):
+            path.write_bytes(mutated(path.read_bytes(), [*BYTES, swap_entries, edit_header], draw))
+            message = refused(folder, CheckpointError)
         assert str(path) in message and re.search(r'header|tensor "[^"]+"|"[\w.]+" should have shape', message), message
-        path.write_bytes(raw)
     OPENERS[folder.name].from_pretrained(folder)
 
 
@@ -254,19 +263,16 @@ def mutate_configurations(folder, times, seed):
     draw, files = random.Random(seed), sorted(path for path in folder.rglob("*.json") if path.name != DIGESTS)
     for turn in range(times):
         path = draw.choice(files)
-        raw = after = path.read_bytes()
-        if turn % 2:
-            values = read_json(path)
-            field = draw.choice(sorted(values))
-            edit(path, field, draw.choice([value for value in JUNK if value != values[field]]))
-            assert f'field "{field}" differs' in (message := refused(folder, CheckpointError)), message
-        else:
-            while after == raw:
-                after = draw.choice(BYTES)(raw, draw)
-            path.write_bytes(after)
-            assert re.search("field|not UTF-8|spaces or the order", message := refused(folder, CheckpointError)), message
+        with restored(path) as raw:
+            if turn % 2:
+                values = read_json(path)
+                field = draw.choice(sorted(values))
+                edit(path, field, draw.choice([value for value in JUNK if value != values[field]]))
+                assert f'field "{field}" differs' in (message := refused(folder, CheckpointError)), message
+            else:
+                path.write_bytes(mutated(raw, BYTES, draw))
+                assert re.search("field|not UTF-8|spaces or the order", message := refused(folder, CheckpointError)), message
         assert str(path) in message
-        path.write_bytes(raw)
     OPENERS[folder.name].from_pretrained(folder)
 
 
@@ -298,14 +304,13 @@ def contradict(folder, times, seed):
     choices = [(folder / file, field) for file, fields in SIZES[folder.name].items() for field in fields.split()]
     for _ in range(times):
         path, field = draw.choice(choices)
-        raw = path.read_bytes()
-        value = json.loads(raw)
-        for part in field.split("."):
-            value = value[part]
-        edit(path, field, draw.choice([value + 1, value + 2, value * 2, value * 3, value - 1, max(value // 2, value - 7)]))
-        message = refused(folder, (CheckpointError, ConfigError))
+        with restored(path) as raw:
+            value = json.loads(raw)
+            for part in field.split("."):
+                value = value[part]
+            edit(path, field, draw.choice([value + 1, value + 2, value * 2, value * 3, value - 1, max(value // 2, value - 7)]))
+            message = refused(folder, (CheckpointError, ConfigError))
         assert re.search(r"\.json|\.safetensors", message) and str(path.parent) in message, message
-        path.write_bytes(raw)
     OPENERS[folder.name].from_pretrained(folder)
 
 

@@ -1,6 +1,6 @@
 """Chat: a causal language model that answers in a conversation, by the chat template of its tokenizer.
 
-    chat = Chat.from_pretrained("chat")
+    chat = Chat.from_pretrained("runs/chat/model")
     reply = chat([{"role": "user", "content": "I need a taxi at nine."}])
     for piece in chat.stream(messages): print(piece, end="")"""
 import warnings

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from gencore.check import ConfigError
-from gencore.config import check_fields
+from gencore.config import Size, check_fields
 
 BLOCK = 32                    # T, words of a block
 
@@ -18,23 +18,20 @@ BLOCK = 32                    # T, words of a block
 class Word2VecConfig:
     """gensim's names in brackets where they differ."""
     objective: Literal["skip-gram", "cbow"] = "skip-gram"      # [sg=1, sg=0]
-    width: int = 100              # D [vector_size]
-    window: int = 5               # most words to either side; each word draws its own from 1 to this
-    negative: int = 5             # weight of the noise against each word that was there
-    min_count: int = 5            # rarer words are left out
+    width: Size = 100             # D [vector_size]
+    window: Size = 5              # most words to either side; each word draws its own from 1 to this
+    negative: Size = 5            # weight of the noise against each word that was there
+    min_count: Size = 5           # rarer words are left out
     sample: float = 1e-3          # words more frequent than this share are thinned out; 0 = none
-    epochs: int = 5
+    epochs: Size = 5
     lr: float = 0.025             # falls linearly [alpha] ...
     min_lr: float = 1e-4          # ... to this
-    noise: int = 32               # noise words drawn for a block, each with weight negative * pairs / noise
-    blocks: int = 32              # blocks of one step
+    noise: Size = 32              # noise words drawn for a block, each with weight negative * pairs / noise
+    blocks: Size = 32             # blocks of one step
     seed: int = 1
 
     def __post_init__(self):
         check_fields(self)
-        for name in ("width", "window", "negative", "min_count", "epochs", "noise", "blocks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"Word2VecConfig.{name} should be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2 ** 63:
             raise ConfigError(f"Word2VecConfig.seed should be between 0 and 2**63 - 1, got {self.seed}")
         if self.lr < self.min_lr or self.min_lr < 0 or self.sample < 0:

@@ -1,4 +1,4 @@
-"""Trains the `chat` model that ships: it books tables, hotels and taxis, and says so when it doesn't know.
+"""Trains a chat model that books tables, hotels and taxis, and says so when it doesn't know.
 
     python -m textgen.train_chat --data dialogues.parquet --out runs/chat-base                          learns the language of all speakers
     python -m textgen.train_chat --data dialogues.parquet --out runs/chat --base runs/chat-base/model speakers=assistant train.lr=5e-4
