@@ -2,9 +2,10 @@
 
     python -m benchmarks.reader --data FOLDER         (mnist/ and emoji/ inside, parquet with a train and a test split)
 
-The ceiling: independent classifiers (digit, concept, skin tone), each trained for the one question on the same training pictures and
-kept in --judges. Beside it: emoji that the reader was trained on, and the caption of the nearest training picture (16x16 averages), which knows a
-concept by its drawing and mixes up the tones: the test emoji are training drawings in another tone or gender.
+Beside it: independent classifiers (digit, concept, skin tone), each trained for the one question on the same training pictures and kept in
+--judges: where they are ahead, the pictures tell more than the reader finds. Emoji that the reader was trained on. The caption of the nearest
+training picture (16x16 averages), which knows a concept by its drawing and mixes up the tones: the test emoji are training drawings in another
+tone or gender.
 A concept is right when the words of the name without "... skin tone" and without man, woman, person, boy, girl, child and their
 plurals are the same, in the same order; a skin tone when the name says that tone (counted over the pictures that have one).
 Writes benchmarks/results/reader.json."""
@@ -57,7 +58,7 @@ def main():
     figures["scikit-learn's digits, enlarged"] = digit_figures(reader(other["pictures"], batch=BATCH, progress=False), other)
     figures["compare: nearest training picture"] = {**digit_figures(nearest(digits, known_digits), digits),
                                                   **emoji_figures(nearest(emoji, known_emoji), emoji)}
-    figures["independent classifiers (ceiling)"] = ceiling(args.judges, (digits, emoji), (known_digits, known_emoji))
+    figures["compare: a classifier for each question"] = classified(args.judges, (digits, emoji), (known_digits, known_emoji))
     by_style = {}
     for style in sorted(set(emoji["styles"])):
         own = [i for i, s in enumerate(emoji["styles"]) if s == style]
@@ -137,7 +138,7 @@ def nearest(asked, known):
     return [known["captions"][i] for i in places.tolist()]
 
 
-def ceiling(folder, test, train):
+def classified(folder, test, train):
     """Figures of a classifier of its own for each question: what the test pictures tell one who learns only that from the training pictures."""
     (digits, emoji), (known_digits, known_emoji) = test, train
     some = picked(known_digits, range(0, len(known_digits["captions"]), 3))
