@@ -1,6 +1,5 @@
 """Training by gencore.train.fit against the transformers Trainer: the novelist's shape, the same windows, whole steps.
 
-
     python -m benchmarks.trainer                                  on a text that is made here; --data novels.parquet: on its training split
 
 Rounds alternate, both in bf16 where the processor multiplies it, AdamW at one rate (the Trainer's fused one) and Muon beside it; the first steps of

@@ -5,8 +5,8 @@
     python examples/train_image.py --resume                             goes on after Ctrl-C, or for longer with another painting.steps
     python examples/train_image.py size=64 painting.steps=20000         any field of Plan below
 
-Three trainings one after another, each with its folder (loss.png, samples/, model/) under --out:
-  autoencoder   pictures <-> latents. On the digits the loss falls from 3 to about 0.4.
+Three trainings one after another, each with its folder (loss.png, model/) under --out:
+  autoencoder   pictures <-> latents. On the digits the loss falls from 3 to about 0.4; samples/ has pictures above what it makes of them.
   prompts       the prompt encoder against the pictures, contrastively. The loss falls from 4 to about 2.5 (many digits are the same).
   painter       flow matching. The loss falls from 2.3 to about 0.8; samples/ has a grid of the same prompts at each evaluation.
 What was trained: TextToImage.from_pretrained("runs/image/painter/model")("a handwritten seven"), or diffusers' DiffusionPipeline."""
@@ -25,7 +25,7 @@ from gencore.data import image_folder
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from imagegen.alignment import SIDE, Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
-from imagegen.data import digit_caption, grid, square, to_pil
+from imagegen.data import digit_caption, grid, square, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
 from imagegen.training import Captioned, train_autoencoder, train_prompts, train_transformer
@@ -69,10 +69,14 @@ def train(plan, data, captions, args):
         words = {"title": f"Painter: {part}", "Data": f"{len(data.pixels)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
         return Run(args.out / part, args.resume, card=words, **hooks)
 
+    def rebuilt(model, folder, step):
+        some = to_unit(data.pixels[::-(-len(data.pixels) // 8)])
+        to_pil(grid(torch.cat((some, model.decode(model.encode(some)[0]))), len(some))[None])[0].save(folder / f"{step:06d}.png")
+
     torch.manual_seed(0)
     tokenizer = train_prompt_tokenizer(captions, min(3000, 300 + len({w for c in captions for w in c.split()})), length=48)
     cfg = AutoencoderConfig(plan.channels, latent=plan.latent, size=plan.size)
-    autoencoder = train_autoencoder(Autoencoder(cfg), data, plan.autoencoding, run=run("autoencoder"))
+    autoencoder = train_autoencoder(Autoencoder(cfg), data, plan.autoencoding, run=run("autoencoder", sample=rebuilt))
     encoder = TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"]))
     alignment = train_prompts(Alignment(encoder, PictureTower()), tokenizer, data, plan.prompts, run=run("prompts"))
     sizes = [f"channels={plan.latent}", f"out_channels={plan.latent}", f"size={plan.size // cfg.shrink}", f"captions={plan.words.width}"]

@@ -12,7 +12,6 @@ conditioned ones first:
     for codes in decode(first, step, pick_by_pattern(pick, pattern, filler), limit=pattern.steps(frames)): ...
     pattern.gather(torch.stack(all_codes, -1))                    # (B, K, T)
 """
-import shutil
 import warnings
 from contextlib import contextmanager
 
@@ -173,26 +172,38 @@ class CompiledStep:
 
 
 def compiled(function):
-    """`function` under torch.compile as decoding wants it; as it is, with one warning, when there is no C++ compiler."""
+    """`function` under torch.compile as decoding wants it; as it is, with one warning, where no C++ compiler is found or it does not work."""
     if not has_compiler():
-        warnings.warn("compile=True needs a C++ compiler (g++ or clang++), none was found: going on uncompiled", stacklevel=2)
+        warnings.warn(f"compile=True needs a C++ compiler, {COMPILERS}, none was found: going on uncompiled", stacklevel=2)
         return function
     import torch._inductor.config as inductor
+    from torch._dynamo.exc import BackendCompilerFailed
     fast = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
 
     def frozen(ids):
-        with inductor.patch(freezing=True):                                       # read when it compiles, which is at the first call
-            return fast(ids)
+        nonlocal fast
+        try:
+            with inductor.patch(freezing=True):                                   # read when it compiles, which is at the first call
+                return fast(ids)
+        except BackendCompilerFailed as error:
+            why = str(error.inner_exception).strip().splitlines()[0]
+            warnings.warn(f"compile=True: the C++ compiler, {COMPILERS}, could not compile this model ({why}): going on uncompiled", stacklevel=2)
+            fast = function
+            return function(ids)
 
     return frozen
 
 
+COMPILERS = "g++ (clang++ on macOS, cl on Windows) or the one that the variable CXX names"
+
+
 def has_compiler():
-    """Whether inductor finds a C++ compiler."""
-    import torch._inductor.config as inductor
-    wanted = inductor.cpp.cxx
-    names = [name for name in (wanted if isinstance(wanted, (list, tuple)) else (wanted,)) if name]
-    return any(shutil.which(name) for name in (*names, "g++", "clang++", "cl"))
+    """Whether inductor finds its C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    try:
+        return bool(get_cpp_compiler())
+    except RuntimeError:                                                          # torch._inductor.exc.InvalidCxxCompiler is one
+        return False
 
 
 def column_major(module):

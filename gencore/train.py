@@ -148,10 +148,13 @@ def train(work, data, stop):
                 row |= evaluate(work)
             if accelerator.is_main_process:
                 append_metrics(work.run, row)
-            if due(work.step, config.save_every, config.steps) or stopping:
+            saving = due(work.step, config.save_every, config.steps) or stopping
+            if saving:
                 save(work)
+            if accelerator.is_main_process and (saving or due(work.step, config.eval_every, config.steps)):
+                draw_loss(work.run)
             if stopping and work.step < config.steps:
-                raise_stopped(work, int(stopping))
+                raise_stopped(work, stopping)
 
 
 def accumulate(work, data, generator, stop):
@@ -161,7 +164,7 @@ def accumulate(work, data, generator, stop):
     parts = micro_batches(batch, config, accelerator.num_processes)
     work.optimizer.zero_grad()
     work.part_losses.clear()
-    total = torch.zeros(3, device=accelerator.device)                                       # loss, targets, stop
+    total = torch.zeros(4, device=accelerator.device)                                       # loss, targets, told to stop by Ctrl-C, by SIGTERM
     for i, part in enumerate(parts):
         part = {name: x.to(accelerator.device) if torch.is_tensor(x) else x for name, x in part.items()}
         alone = accelerator.no_sync(work.objective) if i + 1 < len(parts) else nullcontext()      # processes meet once a step
@@ -171,11 +174,11 @@ def accumulate(work, data, generator, stop):
             accelerator.backward(summed)
         work.part_losses.append(summed.detach())
         total[:2] += torch.stack((summed.detach().float(), targets))
-    total[2] = stop.code
-    summed, targets, stopping = accelerator.reduce(total, reduction="sum").tolist()
+    total[2], total[3] = stop.code == 130, stop.code == 143
+    summed, targets, interrupted, terminated = accelerator.reduce(total, reduction="sum").tolist()
     if targets <= 0:
         raise DataError(f"the batch of step {work.step} has no targets: nothing can be learnt from it")
-    return summed / targets, targets, stopping
+    return summed / targets, targets, 143 if terminated else 130 if interrupted else 0
 
 
 def lowers(config, device):
@@ -247,7 +250,6 @@ def save(work):
         state = {"step": work.step, "config": to_dict(work.config), "model": work.model.state_dict(),
                  "optimizer": work.optimizer.state_dict(), "ema": work.ema.state_dict() if work.ema else None, "cpu_seconds": work.used()}
         save_checkpoint(work.run, work.step, export(work), state)
-        draw_loss(work.run)
         work.run.path("README.md").write_text(model_card(work.run, to_dict(work.config), work.used()), encoding="utf-8")
     work.accelerator.wait_for_everyone()
 

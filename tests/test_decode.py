@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -176,13 +177,25 @@ def test_int4_weights_are_the_nearest_of_sixteen_and_other_sizes_stay():
     assert [type(module) for module in stack] == [torch.nn.Linear, Int4Linear]
 
 
+def test_a_compiler_that_does_not_work_is_named_and_it_goes_on(monkeypatch, tmp_path):
+    broken = tmp_path / "g++"
+    broken.write_text('#!/bin/sh\n[ "$1" = "--version" ] && exit 0\nexit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with inductor.patch({"cpp.cxx": (None, str(broken))}):
+        fast, x = compiled(lambda ids: (ids.float() + 1).exp().sum()), torch.tensor([3, 4])
+        with pytest.warns(UserWarning, match="could not compile this model .*: going on uncompiled"):
+            assert fast(x) == (x.float() + 1).exp().sum()
+        assert fast(x + 1) == (x.float() + 2).exp().sum()
+
+
 def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
-    monkeypatch.setattr("gencore.decode.has_compiler", lambda: False)
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
 
     def function(ids):
         return ids
 
-    with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler"):
+    with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler, .*none was found"):
         assert compiled(function) is function
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")

@@ -337,15 +337,24 @@ def work():
         t.os.mkdir({folder!r} + "/done")
     config = t.replace(t.HARD, steps=12)
 
-    def evaluate(model):                                          # only the main process is signalled; both must stop
-        if len(t.metrics({folder!r} + "/cut")) == 5:
+    def evaluate(model):                                          # at first the main process alone is signalled, then both, as Ctrl-C does
+        done = len(t.metrics({folder!r} + "/cut"))
+        if done == 5:
             t.os.kill(t.os.getpid(), t.signal.SIGTERM)
+        if done == 8:
+            for process in (t.os.getpid(), *others):
+                t.os.kill(process, t.signal.SIGINT)
         return {{}}
-    try:
-        t.toy_fit({folder!r} + "/cut", config, evaluate=evaluate)
-        raise AssertionError("it should have stopped")
-    except t.TrainingStopped:
-        t.toy_fit({folder!r} + "/cut", config, resume=True)
+
+    pids = accelerator.gather(t.torch.tensor([t.os.getpid()])).tolist()
+    others = [pid for pid in pids if pid != t.os.getpid()]
+    for resume, code in ((False, 143), (True, 130)):
+        try:
+            t.toy_fit({folder!r} + "/cut", config, resume=resume, evaluate=evaluate)
+            raise AssertionError("it should have stopped")
+        except t.TrainingStopped as stopped:
+            assert stopped.code == code, stopped.code
+    t.toy_fit({folder!r} + "/cut", config, resume=True)
 
 if __name__ == "__main__":
     from accelerate import debug_launcher
