@@ -36,9 +36,10 @@ def main():
     torch.set_num_threads(args.threads)
     tasks = args.tasks or args.data.parent / "wordvec"
     if args.model:
-        for figure, value in judged(Word2Vec.from_pretrained(args.model), tasks).items():
+        found = judged(Word2Vec.from_pretrained(args.model), tasks)
+        for figure, value in found.items():
             print(f"{figure:28} {value:12,.3f}")
-        return
+        return keep({args.model: found})
     rows = text_folder(args.data)
     splits = rows.column("split") if "split" in rows.columns else ["train"] * len(rows)
     sentences = [words for text, part in zip(rows.column("text"), splits) if part == "train" for words in sentences_of(text)]
@@ -53,10 +54,14 @@ def main():
     for figure in table["gensim"]:
         print(f"{figure:28} " + "   ".join(f"{name} {row[figure]:12,.3f}" for name, row in table.items()))
     print(f"words per second: {table['commonthread']['words per second'] / table['gensim']['words per second']:.2f} x gensim, {args.threads} threads")
+    keep({args.objective: {"median": table, "runs": rows, "threads": args.threads}})
+
+
+def keep(results):
+    """Adds {name: figures} to what the file holds, each with the machine that gave it."""
     RESULTS.parent.mkdir(exist_ok=True)
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    RESULTS.write_text(json.dumps({**kept, "versions": versions(), args.objective: {"median": table, "runs": rows, "threads": args.threads}},
-                                  indent=2) + "\n")
+    RESULTS.write_text(json.dumps(kept | {name: {"versions": versions(), **row} for name, row in results.items()}, indent=2) + "\n")
 
 
 def ours(sentences, cfg, threads):

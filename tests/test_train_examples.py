@@ -82,6 +82,7 @@ def test_an_example_leaves_a_whole_run_folder_and_goes_on_for_longer(kind, data,
         assert [path.name for path in sorted(folder.glob("checkpoints/*"))] == [f"step-{step:06d}" for step in ((4, 5) if len(rows) == 5 else (2, 3))]
     for step in (2, 3, 4, 5):
         assert list((out / LAST[kind] / "samples").glob(f"{step:06d}*"))
+    assert kind != "image" or (out / "autoencoder" / "samples" / "000002.png").is_file()
     assert before and any(path.read_bytes() != content for path, content in before.items())
     assert use(kind, out / LAST[kind] / "model")
 
