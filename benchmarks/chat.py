@@ -23,15 +23,11 @@ from gencore.check import command
 from gencore.recipe import versions
 from textgen import Chat
 from textgen.conversations import read_conversations
+from textgen.slots import slots
 
 RESULTS = Path(__file__).parent / "results" / "chat.json"
 SERVICES = {"Restaurants", "Hotels", "RideSharing"}
 BOOKING = re.compile(r"\b(?:tables?|reserv\w+|hotel|rooms?|house|check|rides?|cab|car|taxi)\b", re.IGNORECASE)
-MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-NAME = r"[A-Z][\w'&-]*(?: (?:(?:of|the|and|de|&) )?[A-Z][\w'&-]*)*"
-VALUE = re.compile(rf"\d{{1,2}}:\d\d(?: ?[ap]\.?m\b)?|\d{{1,2}} ?[ap]\.?m\b|(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?|\d+|"
-                   rf"(?<![.?!:] )(?<!^){NAME}", re.MULTILINE)                      # a time, a date, a number, a name inside a sentence
-OWN = {"I", "I'm", "I'll", "I've", "OK", "Okay", "Please", "Is"}
 
 
 @command
@@ -77,9 +73,9 @@ def confirmations(rows):
             asks = re.search(r"\bconfirm\b", message["content"], re.IGNORECASE) and BOOKING.search(message["content"])
             if message["role"] == "assistant" and place > 5 and asks:
                 said = "\n".join(each["content"] for each in before)
-                slots = {slot for slot in VALUE.findall(message["content"]) if slot not in OWN and holds(said, slot)}
-                if slots:
-                    found.append((before, message["content"], sorted(slots)))
+                kept = [slot for slot in slots(message["content"]) if holds(said, slot)]
+                if kept:
+                    found.append((before, message["content"], sorted(kept)))
     return found
 
 
@@ -91,12 +87,12 @@ def holds(text, slot):
 def slots_kept(chat, rows, limit):
     """-> shares of the slots kept, of the turns that kept all of theirs, and of the floor; some turns, to look at."""
     turns, kept, floor, whole, shown = chosen(confirmations(rows), limit), 0, 0, 0, []
-    for before, theirs, slots in turns:
+    for before, theirs, wanted in turns:
         mine, blind = str(chat(before, temperature=0)), str(chat(before[-1:], temperature=0))
-        hits = [slot for slot in slots if holds(mine, slot)]
-        kept, floor, whole = kept + len(hits), floor + sum(holds(blind, slot) for slot in slots), whole + (len(hits) == len(slots))
-        shown.append({"asked": before[-1]["content"], "people": theirs, "model": mine, "lost": [slot for slot in slots if slot not in hits]})
-    count = sum(len(slots) for _, _, slots in turns)
+        hits = [slot for slot in wanted if holds(mine, slot)]
+        kept, floor, whole = kept + len(hits), floor + sum(holds(blind, slot) for slot in wanted), whole + (len(hits) == len(wanted))
+        shown.append({"asked": before[-1]["content"], "people": theirs, "model": mine, "lost": [slot for slot in wanted if slot not in hits]})
+    count = sum(len(wanted) for _, _, wanted in turns)
     return {"turns": len(turns), "slots": count, "kept": round(kept / count, 4), "turns_that_kept_all": round(whole / len(turns), 4),
             "floor": round(floor / count, 4), "examples": shown[:12]}
 

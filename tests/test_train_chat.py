@@ -28,9 +28,16 @@ def test_questions_are_answered_by_not_knowing_and_other_sources_are_left_out():
 
 def test_an_aside_stands_between_two_exchanges():
     for seed in range(8):
-        talk = lessons(ROWS[:1] + ROWS[2:3], "train", 1.0, seed)[0]
+        talk = lessons(ROWS[:1] + ROWS[2:3], "train", 1.0, seed=seed)[0]
         place = next(i for i, message in enumerate(talk) if message["content"] == "Why is the sky blue?")
         assert place % 2 == 0 and talk[place + 1]["content"] in UNKNOWN and talk[:place] + talk[place + 2:] == ASKED
+
+
+def test_a_booking_is_told_with_other_values():
+    other = {"source": "sgd", "split": "train", "messages": turn("For 5 at 9 am in Oslo on May 1st at Zola.", "So 5 at 9 am in Oslo on May 1st at Zola?")}
+    talk = lessons([*ROWS[:1], other], "train", 0.0, swaps=1.0)[0]
+    first, last = talk[0]["content"], talk[-1]["content"]
+    assert first != ASKED[0]["content"] and first.split()[3] in last and "May 1st" in last and "9 am" in last and len(talk) == len(ASKED)
 
 
 def test_all_speakers_or_the_assistant_alone_are_learnt():

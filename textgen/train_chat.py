@@ -1,10 +1,11 @@
 """Trains a chat model that books tables, hotels and taxis, and says so when it doesn't know.
 
     python -m textgen.train_chat --data dialogues.parquet --out runs/chat-base                          learns the language of all speakers
-    python -m textgen.train_chat --data dialogues.parquet --out runs/chat --base runs/chat-base/model speakers=assistant train.lr=5e-4
+    python -m textgen.train_chat --data dialogues.parquet --out runs/chat --base runs/chat-base/model speakers=assistant swaps=0.7
 
 dialogues.parquet has the columns messages, source and split. Conversations of the sources in TASKS are learnt as they are; of QUESTIONS only what
-the user asks, and the answer is one of UNKNOWN: so the model learns to say that it doesn't know, alone and in the middle of a booking."""
+the user asks, and the answer is one of UNKNOWN: so the model learns to say that it doesn't know, alone and in the middle of a booking. With swaps
+other times, numbers and names are put into a share of the bookings: what the user said has to be looked up, not guessed."""
 import argparse
 import random
 import sys
@@ -23,6 +24,7 @@ from textgen.chat import Chat, turn_end
 from textgen.conversations import Packed, conversation_row, packed_loss, read_conversations, split_turns
 from textgen.model import CausalLM
 from textgen.presets import llama_shape
+from textgen.slots import Swaps
 
 TASKS, QUESTIONS = ("sgd", "star"), ("dolly_subset", "self_instruct")
 UNKNOWN = ["I'm sorry, I don't know that. I can help you to book a table, a hotel or a taxi.", "I'm afraid I don't know. Is there something to book?",
@@ -41,6 +43,7 @@ class ChatRun:
     mlp: int = 704                  # width of the gated MLP
     speakers: Literal["all", "assistant"] = "all"               # whose words are learnt
     asides: float = 0.15            # share of the conversations that a question interrupts that can't be answered
+    swaps: float = 0.0              # share of the conversations that are told with other times, dates, numbers and names
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, batch=8, lr=3e-3, muon_lr=6e-3, decay=0.6, weight_decay=0.2,
                                                                    precision="auto", eval_every=500, save_every=500))
 
@@ -48,17 +51,18 @@ class ChatRun:
         check_fields(self)
 
 
-def lessons(rows, split, asides, seed=0):
+def lessons(rows, split, asides, *, swaps=0.0, seed=0):
     """Rows of conversations -> lists of messages to learn from, of that split."""
     draw = random.Random(seed)
     rows = [row for row in rows if row["split"] == split]
     questions = [row["messages"][0]["content"] for row in rows if row["source"] in QUESTIONS]
     aside = lambda: [{"role": "user", "content": draw.choice(questions)}, {"role": "assistant", "content": draw.choice(UNKNOWN)}]
-    talks = []
-    for row in rows:
-        if row["source"] in TASKS:
-            messages, place = list(row["messages"]), 2 * draw.randrange(len(row["messages"]) // 2 + 1)
-            talks.append(messages[:place] + aside() + messages[place:] if questions and draw.random() < asides else messages)
+    tasks, talks = [row for row in rows if row["source"] in TASKS], []
+    swapped = Swaps([row["messages"] for row in tasks]) if swaps else None
+    for row in tasks:
+        messages = list(swapped(row["messages"], draw)) if draw.random() < swaps else list(row["messages"])
+        place = 2 * draw.randrange(len(messages) // 2 + 1)
+        talks.append(messages[:place] + aside() + messages[place:] if questions and draw.random() < asides else messages)
     talks += [[{"role": "user", "content": question}, {"role": "assistant", "content": draw.choice(UNKNOWN)}] for question in questions]
     return talks
 
@@ -90,7 +94,8 @@ def main():
     args = parser.parse_intermixed_args()
     cfg = override(ChatRun(), args.settings)
     rows = read_conversations(args.data)
-    learnt, held = (lessons(rows, split, cfg.asides, cfg.train.seed) for split in ("train", "validation"))
+    learnt = lessons(rows, "train", cfg.asides, swaps=cfg.swaps, seed=cfg.train.seed)
+    held = lessons(rows, "validation", cfg.asides, seed=cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
     lm = CausalLM.from_pretrained(args.base).trainable() if args.base else new(cfg, learnt)
     data, unseen = windows(lm.tokenizer, learnt, cfg), windows(lm.tokenizer, held[:300], cfg)

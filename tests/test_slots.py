@@ -1,0 +1,53 @@
+"""textgen/slots.py: times, dates, numbers and names in a text, and conversations told with others of them."""
+import random
+
+import pytest
+
+from textgen.slots import Swaps, shared, slots
+
+TALK = [{"role": "user", "content": "A table at Sino in SF for 3 at 6:30 pm on March 3rd, please."},
+        {"role": "assistant", "content": "Please confirm: a table at Sino in San Jose for 3 at 6:30 pm on March 3rd. Sino is $3."},
+        {"role": "user", "content": "Not San Jose."},
+        {"role": "assistant", "content": "Then not in San Jose. I offer Waterbar, call 408-3."}]
+
+
+def other(name):
+    return [{"role": "user", "content": f"I want {name} at 9 am for 7 on April 1st."}, {"role": "assistant", "content": f"So {name} at 9 am for 7 on April 1st?"}]
+
+
+@pytest.mark.parametrize("text, found", [
+    ("Come at 11:30 am, 5 pm or 17:15.", {"11:30 am": "time", "5 pm": "time", "17:15": "time"}),
+    ("On March 3rd or May 12", {"March 3rd": "date", "May 12": "date"}), ("a table for 4, $20 each", {"4": "number", "20": "number"}),
+    ("we met at House of Prime Rib in New York", {"House of Prime Rib": "name", "New York": "name"}),
+    ("Yes. Then I am there, OK?", {}), ("", {})])
+def test_values_are_found_with_their_kind(text, found):
+    assert slots(text) == found
+
+
+def test_what_is_taken_up_again_knows_who_said_it_first():
+    assert shared(TALK) == {"Sino": ("name", "user"), "3": ("number", "user"), "6:30 pm": ("time", "user"), "March 3rd": ("date", "user"),
+                            "San Jose": ("name", "assistant")}
+
+
+def test_values_are_swapped_everywhere_and_nothing_else_is():
+    swaps = Swaps([other("Zola"), other("Quay")])
+    told = [message["content"] for message in swaps(TALK, random.Random(0))]
+    name = told[0].split()[3]
+    city = told[2].removeprefix("Not ").removesuffix(".")
+    assert name in ("Zola", "Quay") and city in ("Zola", "Quay")
+    assert told == [f"A table at {name} in SF for 7 at 9 am on April 1st, please.",
+                    f"Please confirm: a table at {name} in {city} for 7 at 9 am on April 1st. {name} is $3.",
+                    f"Not {city}.", f"Then not in {city}. I offer Waterbar, call 408-3."]
+    assert [message["role"] for message in swaps(TALK, random.Random(0))] == [message["role"] for message in TALK]
+    assert swaps(TALK, random.Random(1)) == swaps(TALK, random.Random(1)) and TALK[0]["content"].startswith("A table at Sino")
+
+
+def test_a_well_known_name_that_the_assistant_says_first_stays():
+    swaps = Swaps([other("Zola"), *[other("San Jose")] * 3], few=3)
+    assert [message["content"] for message in swaps(TALK, random.Random(0))][2:] == [message["content"] for message in TALK[2:]]
+
+
+def test_where_nothing_is_taken_up_the_conversation_is_the_same():
+    talk = [{"role": "user", "content": "Good day."}, {"role": "assistant", "content": "Good day to you."}]
+    assert Swaps([other("Zola")])(talk, random.Random(0)) is talk
+    assert Swaps([])(TALK, random.Random(0)) is TALK

@@ -1,0 +1,53 @@
+"""What is said in a booking and has to be kept: times, dates, numbers and names, found in a text; and the same conversation with others.
+
+    Swaps(talks)(messages, random.Random(0))        # "a table at Sino at 11:30" -> "a table at Oakwood at 7 pm", everywhere in it
+
+A model that has seen a restaurant's name a hundred times says it without looking; of a name put there at random it has to keep track."""
+import re
+from collections import Counter
+
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+NAME = r"[A-Z][\w'&-]*(?: (?:(?:of|the|and|de|&) )?[A-Z][\w'&-]*)*"
+VALUE = re.compile(rf"(?P<time>\d{{1,2}}:\d\d(?: ?[ap]\.?m\b)?|\d{{1,2}} ?[ap]\.?m\b)|(?P<date>(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?)|"
+                   rf"(?P<number>\d+)|(?P<name>(?<![.?!:] )(?<!^){NAME})", re.MULTILINE)          # a name: capitals inside a sentence
+NO_NAMES = {"I", "I'm", "I'll", "I've", "I'd", "OK", "Okay", "Please", "Is"}
+
+
+def slots(text):
+    """A text -> {value: its kind}: "time", "date", "number" or "name"."""
+    return {found[0]: found.lastgroup for found in VALUE.finditer(text) if found[0] not in NO_NAMES}
+
+
+def shared(messages):
+    """-> {value: (its kind, the role that said it first)} of the values that a later message takes up."""
+    kinds, first, count = {}, {}, Counter()
+    for message in messages:
+        for value, kind in slots(message["content"]).items():
+            kinds[value] = kind
+            first.setdefault(value, message["role"])
+            count[value] += 1
+    return {value: (kind, first[value]) for value, kind in kinds.items() if count[value] > 1}
+
+
+class Swaps:
+    """Conversations -> a function that puts others of their values into one of them.
+
+    What the assistant says first stays, it may spell out what the user said ("SF", "half past two"); only names that few conversations know,
+    such as a restaurant's that it offers, are replaced in any case."""
+
+    def __init__(self, talks, few=20):
+        self.few, self.pools = few, {"time": Counter(), "date": Counter(), "number": Counter(), "name": Counter()}
+        for messages in talks:
+            for value, (kind, _) in shared(messages).items():
+                self.pools[kind][value] += 1
+        self.drawn = {kind: sorted(pool) if kind == "name" else sorted(pool.elements()) for kind, pool in self.pools.items()}
+
+    def __call__(self, messages, draw):
+        """[{"role", "content"}, ...], random.Random -> the same, each such value replaced by one of its kind, the same one everywhere."""
+        others = {value: draw.choice(self.drawn[kind]) for value, (kind, first) in shared(messages).items()
+                  if self.drawn[kind] and (first == "user" or kind == "name" and self.pools[kind][value] < self.few)}
+        if not others:
+            return messages
+        longest = sorted(others, key=len, reverse=True)
+        known = re.compile(rf"(?<![\w:$.-])(?:{'|'.join(map(re.escape, longest))})(?![\w:-])")
+        return [{**message, "content": known.sub(lambda found: others[found[0]], message["content"])} for message in messages]
