@@ -12,7 +12,8 @@ TALK = [{"role": "user", "content": "A table at Sino in SF for 3 at 6:30 pm on M
 
 
 def other(name):
-    return [{"role": "user", "content": f"I want {name} at 9 am for 7 on April 1st."}, {"role": "assistant", "content": f"So {name} at 9 am for 7 on April 1st?"}]
+    return [{"role": "user", "content": f"I want {name} at 9 am for 7 on April 1st."},
+            {"role": "assistant", "content": f"So {name} at 9 am for 7 on April 1st?"}]
 
 
 @pytest.mark.parametrize("text, found", [

@@ -34,7 +34,8 @@ def test_an_aside_stands_between_two_exchanges():
 
 
 def test_a_booking_is_told_with_other_values():
-    other = {"source": "sgd", "split": "train", "messages": turn("For 5 at 9 am in Oslo on May 1st at Zola.", "So 5 at 9 am in Oslo on May 1st at Zola?")}
+    other = {"source": "sgd", "split": "train",
+             "messages": turn("For 5 at 9 am in Oslo on May 1st at Zola.", "So 5 at 9 am in Oslo on May 1st at Zola?")}
     talk = lessons([*ROWS[:1], other], "train", 0.0, swaps=1.0)[0]
     first, last = talk[0]["content"], talk[-1]["content"]
     assert first != ASKED[0]["content"] and first.split()[3] in last and "May 1st" in last and "9 am" in last and len(talk) == len(ASKED)
