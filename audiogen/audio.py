@@ -10,6 +10,7 @@ import torch
 
 from audiogen.mel import LogMel
 from gencore.check import InputError, dims, whole
+from gencore.folder import writing
 from gencore.sounds import read_sound
 
 FASTEST = 1_000_000         # Hz that `resample` makes
@@ -54,7 +55,9 @@ class Audio:
         path = Path(path)
         if path.suffix.lower() not in FORMATS:
             raise InputError(f'{path.name}: can write {" and ".join(FORMATS)}, not "{path.suffix}"')
-        path.write_bytes(self.encoded(FORMATS[path.suffix.lower()]))
+        encoded = self.encoded(FORMATS[path.suffix.lower()])
+        with writing(path):
+            path.write_bytes(encoded)
         return path
 
     def encoded(self, kind="WAV"):
@@ -99,7 +102,8 @@ class Audio:
         axes.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=-7, vmax=max(-6, mel.max()),             # silence is black
                     extent=(0, self.seconds, 0, 64), interpolation="nearest")
         axes.set(xlabel="seconds", ylabel="mel band")
-        figure.savefig(path, dpi=110)
+        with writing(path):
+            figure.savefig(path, dpi=110)
         return Path(path)
 
     def _repr_html_(self):

@@ -17,6 +17,7 @@ from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_fo
 from gencore.config import from_dict, to_dict
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, lasting_name, made_with, register
+from gencore.tokenizer import check_characters
 
 MOST_WORDS = 64             # spoken by one call
 GAP = 0.08                  # seconds of silence between two words
@@ -67,6 +68,7 @@ class TextToSpeech:
         """text -> list of known words, longest phrases first; digits are read as words. Unknown words are listed."""
         if not isinstance(text, str):
             raise InputError(f"text should be a string, got {type(text).__name__}")
+        check_characters("the text", text)
         said = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text) if set(DIGITS) <= set(self.words) else text
         parts = re.findall(r"[\w'-]+", said.lower())
         known = {tuple(re.findall(r"[\w'-]+", word.lower())): word for word in self.words}

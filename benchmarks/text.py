@@ -5,7 +5,8 @@
     python -m benchmarks.text --nanogpt FOLDER                    nanoGPT (github.com/karpathy/nanoGPT: its model.py, its optimizer and the
                                                                   order of its loop) takes part in training
 
-Both sides run alternately in this one process; ratios of medians count. Writes benchmarks/results/text.json."""
+Both sides run alternately in this one process; ratios of medians count. Writes benchmarks/results/text.json; a training without nanoGPT
+has a section of its own there, whose ratios have another base."""
 import argparse
 import importlib.util
 import io
@@ -57,7 +58,7 @@ def main():
     if "decode" not in args.skip:
         results["decode"] = decoding(args)
     if "train" not in args.skip:
-        results["train"] = training(args)
+        results["train" if args.nanogpt else "train, without nanoGPT"] = training(args)
     RESULTS.parent.mkdir(exist_ok=True)
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     RESULTS.write_text(json.dumps({**kept, **results}, indent=2) + "\n")
@@ -138,15 +139,15 @@ def training(args):
             begun = time.perf_counter()
             losses.setdefault(name, []).append(step(number, schedule(number, config)))
             rate.setdefault(name, []).append(BATCH * lm.cfg.context / (time.perf_counter() - begun))
-    rows = {}
-    peer = statistics.median(rate[list(steps)[-1]][1:])                                # the first step warms up
+    rows, base = {}, list(steps)[-1]
+    peer = statistics.median(rate[base][1:])                                           # the first step warms up
     for name in steps:
         middle, loss = statistics.median(rate[name][1:]), statistics.fmean(losses[name][-LAST:])
         size = sum(p.numel() for p in steps[name].model.parameters())
         rows[name] = {"tokens_per_second": round(middle), "ratio": round(middle / peer, 2), "loss": round(loss, 3), "parameters": size}
-        print(f"{name:22} {size:11,} parameters {middle:8.0f} tokens/s   {middle / peer:.2f} x   loss after {args.steps} steps {loss:.3f}")
-    return {"rows": rows, "precision": "bf16" if bf16 else "float32 (this CPU has no bf16)", "threads": args.threads, "steps": args.steps,
-            "loss": f"mean of the last {LAST} steps"}
+        print(f"{name:22} {size:11,} parameters {middle:8.0f} tokens/s   {middle / peer:.2f} x {base}   loss after {args.steps} steps {loss:.3f}")
+    return {"rows": rows, "base": base, "precision": "bf16" if bf16 else "float32 (this CPU has no bf16)", "threads": args.threads,
+            "steps": args.steps, "loss": f"mean of the last {LAST} steps"}
 
 
 class Draws:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gencore.choose import check_finite
+
 
 @dataclass
 class Hypotheses:
@@ -31,7 +33,9 @@ def beam_search(logits, step, *, beams, limit, eos, length_penalty=1.0):
     sums = torch.full((B, beams), float("-inf"))                                          # log-probability of each running text
     sums[:, 0] = 0.0                                                                      # all beams are one text at first
     for length in range(1, limit + 1):
-        total = sums[..., None] + logits.float().log_softmax(-1).view(B, beams, -1).cpu() # (B, beams, V)
+        scores = logits.float().log_softmax(-1).view(B, beams, -1).cpu()                  # (B, beams, V)
+        check_finite(scores[..., 0].clamp(min=0))                                         # a bad row is NaN throughout, what is masked -inf
+        total = sums[..., None] + scores                                                  # (B, beams, V)
         V = total.shape[-1]
         best = total.flatten(1).topk(min((1 + len(eos)) * beams, beams * V))              # `beams` go on, however many are ends
         rows, tokens = torch.zeros(B, beams, dtype=torch.long), torch.zeros(B, beams, dtype=torch.long)

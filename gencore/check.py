@@ -87,6 +87,17 @@ def floating(dtype):
     return found
 
 
+def present(device):
+    """`device` as torch.device; InputError for what is none, or none of this machine."""
+    import torch
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:      # torch's builds without it each say it in their way
+        raise InputError(f'device should be one of this machine, such as "cpu", "cuda" or "mps", got {str(device)!r:.80}') from error
+    return found
+
+
 def only_device(device):
     """`device` as torch.device, for the `to` of what computes in float32 alone; InputError for a dtype or what is no device."""
     import torch

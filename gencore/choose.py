@@ -1,6 +1,7 @@
 """The next token from its logits: repetition penalty, temperature, then top-k, top-p and min-p, then one draw a row.
 
 Holtzman et al. 2020 (top-p), Keskar et al. 2019 (repetition penalty), Ho & Salimans 2021 (guidance)."""
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ def choose(logits, sampling, generators=None, *, seen=None):
     if seen is not None and sampling.repetition_penalty != 1.0:
         logits = penalise(logits, seen, sampling.repetition_penalty)
     if sampling.greedy:
-        return logits.argmax(-1)
+        return likeliest(logits)
     if generators is None:
         raise InputError("choosing at random needs a generator: give one, or temperature=0")
     return draw(narrowed(logits, sampling), generators)
@@ -52,15 +53,30 @@ def chances(logits, sampling, *, seen=None):
     if seen is not None and sampling.repetition_penalty != 1.0:
         logits = penalise(logits, seen, sampling.repetition_penalty)
     if sampling.greedy:
-        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        return F.one_hot(likeliest(logits), logits.shape[-1]).float()
     probabilities = narrowed(logits, sampling)
     return probabilities / probabilities.sum(-1, keepdim=True)
+
+
+def likeliest(logits):
+    """logits (B,V) -> ids (B,) of the largest."""
+    values, ids = logits.max(-1)
+    check_finite(values)
+    return ids
+
+
+def check_finite(values):
+    """InputError for largest logits or sums of probabilities (B,) of which one is NaN or infinite: any token would do. Reads one number."""
+    if not math.isfinite(values.float().sum()):
+        raise InputError("no token can be chosen, the logits are NaN, infinite or all masked: look for weights that are not finite, "
+                         "or compute in float32")
 
 
 def draw(probabilities, generators):
     """Probabilities (B,V), of any sum -> ids (B,). generators: as for `choose`."""
     B = len(probabilities)
     mass = probabilities.cumsum(-1)                                                       # (B, V)
+    check_finite(mass[:, -1])
     draws = torch.cat([torch.rand(1, generator=g) for g in generators]) if isinstance(generators, (list, tuple)) \
         else torch.rand(B, generator=generators)
     aim = draws.to(mass)[:, None] * mass[:, -1:]                                          # (B, 1), below the whole mass

@@ -4,6 +4,7 @@ Files are not trusted: each is opened once at the start, a bad one is named, and
 import csv
 import io
 import json
+import os
 import sysconfig
 import warnings
 from pathlib import Path
@@ -74,7 +75,7 @@ def learn_and_held_out(path=None):
         files = sorted(file for file in folder.glob("*.py") if file.stat().st_size > 4000)
         texts, what = [file.read_text(encoding="utf-8", errors="replace") for file in files], "Python's standard library"
     else:
-        rows, what = text_folder(path), str(path.name)
+        rows, what = text_folder(path), Path(path).name
         texts = rows.column("text")
         if "split" in rows.columns:
             splits = rows.column("split")
@@ -170,6 +171,7 @@ def _media_files(path, kind, text, on_error):
 
 def _metadata(table):
     """metadata.jsonl or .csv -> (line number, dict) of each line."""
+    number = 1
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             if table.suffix == ".csv":
@@ -181,8 +183,13 @@ def _metadata(table):
                     if not isinstance(entry, dict):
                         raise DataError(f'{table} line {number} should be an object such as {{"file_name": "1.png", "text": "a cat"}}')
                     yield number, entry
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} can't be read: {error}") from error
+    except DataError:
+        raise
+    except RecursionError as error:
+        raise DataError(f"{table} line {number} can't be read: its brackets are nested too deeply") from error
+    except (ValueError, csv.Error, OSError) as error:
+        why = "it is a folder, expected a file" if table.is_dir() else error
+        raise DataError(f"{table} can't be read: {why}") from error
 
 
 def _beside(table, number, entry):
@@ -191,9 +198,14 @@ def _beside(table, number, entry):
     if not isinstance(name, str) or not name:
         raise DataError(f"{table} line {number} has no file_name (it has {', '.join(map(str, entry))})")
     file = table.parent / name
-    if not file.resolve().is_relative_to(table.parent.resolve()):
+    try:
+        inside, there = file.resolve().is_relative_to(table.parent.resolve()), file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:                            # too long, a NUL, half a character, links in a circle
+        raise DataError(f"{table} line {number}: file_name should be the name of a file, got {name!r:.80} "
+                        f"({getattr(error, 'strerror', None) or error})") from error
+    if not inside:
         raise DataError(f"{table} line {number} names {name}, which lies outside its folder")
-    if not file.is_file():
+    if not there:
         raise DataError(f"{table} line {number} names {name}, which is not there")
     return file
 
@@ -282,10 +294,12 @@ def _named_text(rows, text, kind):
 
 def _place(path, split, kind):
     """(path, split) -> the subfolder of that split where there is one, else as given."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(split, (str, type(None))):
+        raise DataError(f"expected the path of {LAYOUTS[kind]}, and a split's name or None, got {path!r:.80} and {split!r:.80}")
+    if not os.path.exists(path):                                                    # of a path that can't be as well
+        raise DataError(f"{path!s:.200} is not there: expected {LAYOUTS[kind]}")
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path} is not there: expected {LAYOUTS[kind]}")
-    if split and (path / split).is_dir():
+    if split and os.path.isdir(path / split):
         return path / split, None
     return path, split
 

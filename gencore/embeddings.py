@@ -7,6 +7,14 @@ from gencore.check import InputError, dims
 from gencore.positions import sinusoidal
 
 
+def rows_of(table, numbers, name):
+    """table (an nn.Embedding), numbers (...,) -> (...,D). On a CPU numbers out of range are an InputError; a GPU has its own way to stop."""
+    try:
+        return table(numbers)
+    except IndexError as error:
+        raise InputError(f"{name} should be between 0 and {table.num_embeddings - 1}, got {int(numbers.min())} to {int(numbers.max())}") from error
+
+
 class PatchEmbedding2D(nn.Module):
     """Picture (B,C,H,W) -> patches (B,P,D), row by row."""
 
@@ -75,7 +83,7 @@ class LabelEmbedding(nn.Module):
         dims("labels", labels, "B")
         if dropped is not None:
             labels = torch.where(dropped, self.classes, labels)
-        return self.table(labels)
+        return rows_of(self.table, labels, "labels")
 
 
 class CodebookEmbedding(nn.Module):
@@ -88,7 +96,7 @@ class CodebookEmbedding(nn.Module):
 
     def forward(self, codes):
         dims("codes", codes, "B K T", K=self.books)
-        return sum(table(codes[:, k]) for k, table in enumerate(self.tables))        # (B, T, D)
+        return sum(rows_of(table, codes[:, k], f"codes of book {k}") for k, table in enumerate(self.tables))        # (B, T, D)
 
 
 class LearnedPositions(nn.Module):
@@ -100,4 +108,4 @@ class LearnedPositions(nn.Module):
         self.table = nn.Embedding(size + offset, width)
 
     def forward(self, positions):
-        return self.table(positions + self.offset)
+        return rows_of(self.table, positions + self.offset, "positions" if not self.offset else f"positions + {self.offset}")

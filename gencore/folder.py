@@ -10,6 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from gencore.check import InputError
+
 AT_FDCWD, RENAME_EXCHANGE = -100, 2     # linux/fcntl.h, linux/fs.h
 
 
@@ -55,6 +57,17 @@ def sweep(folder):
             shutil.rmtree(stray, ignore_errors=True)
     if folder.exists():
         shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Around the writing of a file that a user named: InputError where it can't be written, with its folder when that is not there."""
+    try:
+        yield
+    except OSError as error:
+        folder = Path(path).parent
+        why = (error.strerror or error) if folder.is_dir() else f"there is no folder {folder}, make it first"
+        raise InputError(f"can't write {path}: {why}") from error
 
 
 def write_file(path, raw):

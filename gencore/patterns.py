@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from gencore.check import InputError, dims
+from gencore.check import InputError, dims, whole
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Pattern:
     books: int                                        # K
 
     def __post_init__(self):
-        if self.kind not in ("delay", "parallel", "flattened") or self.books < 1:
-            raise InputError(f'a pattern is "delay", "parallel" or "flattened" over at least one book, got {self.kind!r}, {self.books}')
+        if self.kind not in ("delay", "parallel", "flattened"):
+            raise InputError(f'a pattern is "delay", "parallel" or "flattened", got {self.kind!r:.80}')
+        whole("books", self.books, 1)
 
     def steps(self, frames):
         """How many steps S speak that many frames T."""

@@ -10,8 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gencore.check import ConfigError, InputError, nearest
-from gencore.config import Few, Positive, Share, Size, check_fields
+from gencore.check import ConfigError, InputError, nearest, whole
+from gencore.config import Few, Positive, Share, Size, check_fields, check_values
+
+SCALING = {name: hint for hint, names in (                     # what the fields of a scaling rule hold
+    (Positive, "factor low_freq_factor high_freq_factor attention_factor beta_fast beta_slow"),
+    (Size, "original_max_position_embeddings max_position_embeddings"), (float, "mscale mscale_all_dim"),
+    (tuple[Positive, ...], "short_factor long_factor")) for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class RotaryConfig:
 
     def __post_init__(self):
         check_fields(self)
+        check_values(self.scaling or {}, SCALING, "RotaryConfig.scaling.")
 
 
 class Rotary:
@@ -119,7 +125,7 @@ def scaling_type(rule):
 
 def scaled_rates(width, cfg, length=1):
     """(rates (width/2,), factor on cos and sin) under cfg.scaling for a text of `length`, as transformers defines the types."""
-    plain, rule = rates_of(width, cfg.theta), _Rule(cfg.scaling or {})
+    plain, rule = rates_of(width, cfg.theta), _Rule((name, value) for name, value in (cfg.scaling or {}).items() if value is not None)
     kind = scaling_type(rule)
     if kind == "default":
         return plain, 1.0
@@ -189,6 +195,8 @@ def sinusoidal(positions, width, layout="interleaved", *, shift=0.0, base=10000.
 
     shift: 1 makes the last wavelength exactly `base` (the exponent runs to 1: MusicGen, DiT's timesteps)."""
     half = width // 2
+    if half <= shift:
+        raise InputError(f"sinusoids of width {width} with shift {shift} have no wavelengths: the width should be at least {2 * int(shift) + 2}")
     rates = torch.exp(-math.log(base) * torch.arange(half, dtype=torch.float32, device=positions.device) / (half - shift))
     angles = positions[..., None].float() * rates                                             # (..., half)
     sin, cos = angles.sin(), angles.cos()
@@ -204,6 +212,8 @@ def sinusoidal(positions, width, layout="interleaved", *, shift=0.0, base=10000.
 def sincos_2d(height, width, channels, base_size=None, *, interpolation=1.0):
     """Table (height*width, channels) of a picture's patches, row by row: first half of the channels from the column,
     second from the row, each sin|cos (diffusers' order). base_size: patches per side in training."""
+    if channels < 4 or channels % 4:
+        raise InputError(f"channels should be a multiple of 4 (sin and cos of columns and of rows), got {channels}")
     base = base_size or max(height, width)
     rows = torch.arange(height, dtype=torch.float64) / (height / base) / interpolation
     columns = torch.arange(width, dtype=torch.float64) / (width / base) / interpolation
@@ -268,5 +278,5 @@ def alibi_slopes(heads):
     """Slopes 2^(-8i/N) of Press et al.; for other counts than powers of two the published interleaving."""
     def powers(n):
         return [2 ** (-8 * (i + 1) / n) for i in range(n)]
-    near = 2 ** math.floor(math.log2(heads))
+    near = 2 ** math.floor(math.log2(whole("heads", heads, 1)))
     return torch.tensor(powers(near) + powers(2 * near)[0::2][:heads - near])

@@ -49,7 +49,7 @@ class VectorQuantizer(nn.Module):
     def forward(self, x, generator=None):
         """x (B,T,D) -> Quantized with codes (B,T). `generator` (CPU) draws the start and the revived codes in training."""
         B, T, _ = dims("x", x, "B T D", D=self.cfg.width)
-        flat = x.detach().reshape(B * T, -1)                                      # (B*T, D)
+        flat = x.detach().reshape(B * T, self.cfg.width)                          # (B*T, D)
         if self.training and not self.started:
             self.set_codebook(from_first(k_means(flat, self.cfg.codes, generator=generator)))
         codes = self.nearest(flat)                                                # (B*T,)
@@ -122,8 +122,7 @@ class ResidualVQ(nn.Module):
         B, K, T = dims("codes", codes, "B K T")
         if K > len(self.books):
             raise InputError(f"codes: K should be at most {len(self.books)}, got {K} in shape {tuple(codes.shape)}")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.cfg.codes:
-            raise InputError(f"codes should be 0..{self.cfg.codes - 1}, got {int(codes.min())}..{int(codes.max())}")
+        check_codes(codes, self.cfg.codes)
         return sum(book.codebook[ids] for book, ids in zip(self.books, codes.unbind(1)))    # (B, T, D)
 
 
@@ -132,7 +131,7 @@ class FSQ(nn.Module):
 
     def __init__(self, levels=(7, 6, 6)):
         super().__init__()
-        if not levels or any(n < 2 for n in levels):
+        if not levels or any(type(n) is not int or n < 2 for n in levels):
             raise ConfigError(f"FSQ levels should be whole numbers of at least 2, got {tuple(levels)}")
         self.levels = tuple(levels)
         self.codes = int(torch.tensor(levels).prod())
@@ -152,8 +151,17 @@ class FSQ(nn.Module):
     def lookup(self, codes):
         """codes (B,T) -> values (B,T,D) in [-1, 1]."""
         dims("codes", codes, "B T")
+        check_codes(codes, self.codes)
         digits = codes[..., None] // self.base % self.counts                      # (B, T, D)
         return digits / ((self.counts - 1) / 2) - 1
+
+
+def check_codes(codes, count):
+    """InputError unless these are numbers of `count` code vectors."""
+    if codes.is_floating_point():
+        raise InputError(f"codes should be whole numbers, got {codes.dtype}")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < count:
+        raise InputError(f"codes should be 0..{count - 1}, got {int(codes.min())}..{int(codes.max())}")
 
 
 def several():
@@ -172,6 +180,8 @@ def from_first(tensor):
 def k_means(points, k, *, rounds=10, generator=None):
     """points (M,D) -> k centres (k,D) by Lloyd's rounds from points drawn by `generator`; an empty centre is drawn anew."""
     M = len(points)
+    if not M or not points.isfinite().all():
+        raise InputError(f"k-means needs points of finite values, got {tuple(points.shape)}{' with NaN or infinity' if M else ''}")
     order = torch.randperm(M, generator=generator).repeat(-(-k // M))[:k]         # every point once before any comes twice
     centres = points[order].clone()
     for _ in range(rounds):

@@ -22,7 +22,7 @@ from pathlib import Path
 from gencore.check import CommonthreadError, InputError, nearest
 from gencore.checkpoint import resolve, weights_digest
 from gencore.digest import parse_json, words_digest
-from gencore.folder import write_file
+from gencore.folder import write_file, writing
 from gencore.metadata import LIMIT, png_text, png_with_text, wav_comment, wav_samples, wav_with_comment
 
 PACKAGES = {"text": "textgen", "chat": "textgen", "image": "imagegen", "audio": "audiogen", "caption": "multimodal"}     # who makes which kind
@@ -119,8 +119,9 @@ def embed_wav(path, recipe):
 
 def save_text(path, text, recipe):
     """Writes the text as UTF-8, and its recipe beside it as `<name>.recipe.json`."""
-    write_file(_sidecar(path), (recipe.to_json() + "\n").encode())
-    write_file(path, text.encode("utf-8"))
+    with writing(path):
+        write_file(_sidecar(path), (recipe.to_json() + "\n").encode())
+        write_file(path, text.encode("utf-8"))
 
 
 def read(file):

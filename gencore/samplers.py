@@ -67,9 +67,6 @@ def dpm_solver(denoise, x, levels, path=FLOW):
         yield x
 
 
-SAMPLERS = {"dpm_solver": dpm_solver, "euler": euler, "heun": heun}
-
-
 def last(way):
     """Runs a sampler to its end -> the sample."""
     x = None

@@ -15,7 +15,7 @@ def read_sound(source, name, *, longest=None, samples=None):
     import soundfile
     import torch
     if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
-        raise DataError(f"{name} does not exist: give the path of a sound file")
+        raise DataError(f"{name or repr(name)} {'is a folder' if os.path.isdir(source) else 'does not exist'}: give the path of a sound file")
     try:
         with soundfile.SoundFile(whole_file(source, name)) as file:
             if longest is not None and file.frames > longest * file.samplerate:

@@ -47,6 +47,7 @@ class Tokenizer:
         """Text -> list of ids; special: with the tokens that the file's post-processor adds ([CLS], <s>)."""
         if not isinstance(text, str):
             raise InputError(f"expected text as str, got {type(text).__name__}")
+        check_characters("the text", text)
         return self.engine.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids, keep_special=False):
@@ -55,6 +56,7 @@ class Tokenizer:
 
     def id(self, token):
         """The id of one token, or InputError."""
+        check_characters("the token", token)
         found = self.engine.token_to_id(token)
         if found is None:
             raise InputError(f'the tokenizer has no token "{token}"')
@@ -181,9 +183,14 @@ def checked_messages(messages):
             raise InputError(f'message {number} should be {{"role": text, "content": text}}, got {message!r:.80}')
         if not re.fullmatch("[a-z][a-z_]{0,31}", message["role"]):
             raise InputError(f'message {number}: the role should be a word such as "user", got {message["role"]!r:.80}')
-        if re.search("[\ud800-\udfff]", message["content"]):
-            raise InputError(f"message {number} holds half a character (a lone surrogate): it can't be encoded")
+        check_characters(f"message {number}", message["content"])
     return list(messages)
+
+
+def check_characters(name, text):
+    """InputError for text that UTF-8 has no bytes for."""
+    if re.search("[\ud800-\udfff]", text):
+        raise InputError(f"{name} holds half a character (a lone surrogate): it can't be encoded, leave it out")
 
 
 def _content(token):

@@ -9,8 +9,9 @@ import io
 import torch
 
 from gencore.cache import Cache
-from gencore.check import CheckpointError, InputError, floating, only_device, whole
+from gencore.check import CheckpointError, InputError, floating, only_device, present, whole
 from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes, weights_file
+from gencore.choose import likeliest
 from gencore.decode import decode
 from gencore.families import read_config
 from gencore.kinds import expect_kind
@@ -28,7 +29,7 @@ def greedy(model, pictures, end, *, longest=32):
     cache = Cache(model.cfg.transformer, B, P + longest, dtype=model.table.weight.dtype, device=pictures.device)
     words = decode(model(ids, pictures, cache=cache)[:, -1],                         # (B, V)
                    lambda token: model(token[:, None], cache=cache)[:, -1],
-                   lambda logits, n: logits.argmax(-1), limit=longest, ended=lambda token: token == end)
+                   lambda logits, n: likeliest(logits), limit=longest, ended=lambda token: token == end)
     rows = torch.stack(list(words), 1).tolist()                                      # a row that has ended goes on until all have
     return [row[:row.index(end)] if end in row else row for row in rows]
 
@@ -45,7 +46,7 @@ class Captioner:
     @classmethod
     def from_pretrained(cls, name_or_folder, *, device="cpu"):
         """A shipped name ("reader"), a folder in LLaVA's layout, or a Hub id -> Captioner, in float32."""
-        folder = resolve(name_or_folder, "multimodal")
+        device, folder = present(device), resolve(name_or_folder, "multimodal")
         expect_kind(folder, "multimodal.Captioner")
         cfg = read_config(LLAVA, folder / "config.json")
         with torch.device("meta"), naming(folder / "config.json"):

@@ -4,7 +4,6 @@ A file is not trusted: its size is looked at before it is decoded, and a broken 
 import io
 import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,8 +25,8 @@ def open_picture(source):
         raise InputError(f"expected a picture (path, PIL picture, array (H,W,3) or tensor (3,H,W)), got {type(source).__name__}")
     named = isinstance(source, (str, os.PathLike))
     name = str(source) if named else "the picture"
-    if named and not Path(source).is_file():
-        raise DataError(f"{source} does not exist: give the path of a picture")
+    if named and not os.path.isfile(source):
+        raise DataError(f"{name or repr(name)} {'is a folder' if os.path.isdir(source) else 'does not exist'}: give the path of a picture")
     try:
         if isinstance(source, Image.Image):
             return plain_colours(_first_frame(_not_huge(source, name), name))

@@ -108,6 +108,8 @@ def test_loudness_counts_active_frames_only():
     (lambda: Audio(torch.tensor([[float("nan")]]), 8000), "not finite"),
     (lambda: Audio(torch.zeros(1, 5), 8000.0), "sample_rate .Hz. should be a whole number"),
     (lambda: tone().save("a.mp3"), '".mp3"'),
+    (lambda: tone().save("gone/a.wav"), "can't write gone/a.wav: there is no folder gone, make it first"),
+    (lambda: tone().draw("gone/a.png"), "can't write gone/a.png: there is no folder gone"),
 ])
 def test_wrong_sounds_are_named(make, message):
     with pytest.raises(InputError, match=message):
@@ -120,6 +122,8 @@ def test_unreadable_and_over_long_files_are_refused(tmp_path):
         Audio.load(tmp_path / "a.wav")
     with pytest.raises(DataError, match="b.wav does not exist"):
         Audio.load(tmp_path / "b.wav")
+    with pytest.raises(DataError, match="is a folder: give the path of a sound file"):
+        Audio.load(tmp_path)
     Audio(torch.zeros(1, 601 * 10), 10).save(tmp_path / "c.wav")
     with pytest.raises(DataError, match="601 s long, at most 600"):
         Audio.load(tmp_path / "c.wav")

@@ -145,6 +145,10 @@ def test_broken_files_are_named(tmp_path):
         assert len(str(error.value).splitlines()) == 1
     with pytest.raises(DataError, match="no/such.png does not exist"):
         open_picture("no/such.png")
+    with pytest.raises(DataError, match="is a folder: give the path of a picture"):
+        open_picture(tmp_path)
+    with pytest.raises(DataError, match="^'' does not exist"):
+        open_picture("")
     with Image.open(tmp_path / "cut.png") as opened, pytest.raises(DataError, match="the picture is not a picture that can be read"):
         open_picture(opened)                                                         # PIL reads the pixels when they are asked for
 

@@ -68,6 +68,8 @@ def test_the_same_seed_gives_the_same_text_and_another_another(lm):
 
 def test_a_text_is_replayed_from_its_recipe(lm, tmp_path):
     text = lm.generate("It was", max_new_tokens=9, seed=11, temperature=1.5, stop="zzz")
+    with pytest.raises(InputError, match="can't write .*: there is no folder .*gone, make it first"):
+        text.save(tmp_path / "gone" / "a.txt")
     text.save(tmp_path / "a.txt")
     assert gencore.replay(tmp_path / "a.txt") == text
     assert text.recipe.seed == 11 and text.recipe.inputs == {"prompt": "It was"} and text.recipe.settings["temperature"] == 1.5
@@ -104,6 +106,7 @@ def test_texts_may_outgrow_the_context(lm):
 @pytest.mark.parametrize("options, words", [
     ({"prompt": "rain " * 200}, r"the prompt has \d+ tokens, the model reads 48: shorten it or use window=48"),
     ({"prompt": 3}, "expected a text as str"), ({"prompt": []}, "expected a text"), ({"prompt": ["a", None]}, "expected a text"),
+    ({"prompt": "a\ud800"}, "the text holds half a character"),
     ({"max_new_tokens": -1}, "max_new_tokens"), ({"temperature": -2}, "temperature should be between 0"), ({"window": 99}, "window should be"),
     ({"top_p": 2}, "top_p"), ({"seed": -1}, "seed should be"), ({"seed": "x"}, "seed should be"), ({"stop": [""]}, "stop should be"),
     ({"stop": 5}, "stop should be a text or a list of texts, got 5"), ({"stop": {"a": 1}}, "stop should be"), ({"seed": 2 ** 70}, "seed should be"),
@@ -116,6 +119,18 @@ def test_wrong_input_is_named(lm, options, words):
     if not {"beams", "prompt"} & options.keys():
         with pytest.raises(InputError, match=words):
             lm.stream("It", **options)                               # at the call, before anything is asked of the stream
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda lm: lm.logprobs("a\ud800"), "the text holds half a character"), (lambda lm: bits_per_byte(lm, ["a\ud800"]), "half a character"),
+    *((lambda lm, ids=ids: lm(torch.tensor([ids])), f"ids should be between 0 and 299, got {low} to {high}")
+      for ids, low, high in (([0, 300], 0, 300), ([5, -1], -1, 5))),
+    (lambda lm: lm.loss(torch.tensor([[300]]), torch.tensor([[1]])), "ids should be between 0 and 299, got 300 to 300"),
+    (lambda lm: lm(torch.zeros(1, 0).long()), r"ids: expected at least one token, got shape \(1, 0\)"),
+])
+def test_ids_and_texts_that_can_not_be_are_named(lm, call, words):
+    with pytest.raises(InputError, match=words):
+        call(lm)
 
 
 def test_an_empty_prompt_begins_a_text(lm):
@@ -223,6 +238,9 @@ def test_unknown_names_and_wrong_options_are_named(tmp_path):
         CausalLM.from_pretrained("novellist")
     with pytest.raises(InputError, match='None, "int8" or "int4", got .int3.'):
         CausalLM.from_pretrained("novelist", quantize="int3")
+    for device in ("cuba", "cuda:99", "xpu", torch.float32):
+        with pytest.raises(InputError, match='^device should be one of this machine, such as "cpu", "cuda" or "mps", got'):
+            CausalLM.from_pretrained("novelist", device=device)
     with pytest.raises(InputError, match="no tokenizer"):
         CausalLM(CausalLMConfig(transformer=STACK)).generate("It")
 

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gencore.beam import beam_search
 from gencore.check import InputError
-from gencore.choose import Sampling, choose, guide, narrowed, penalise
+from gencore.choose import Sampling, chances, choose, draw, guide, narrowed, penalise
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 3.0], [0.0, 0.0, 0.0, 5.0, 4.9]])
 
@@ -93,6 +94,24 @@ def test_impossible_tokens_are_never_drawn():
     logits = torch.full((4000, 6), float("-inf"))
     logits[:, 1:3] = 0.0
     assert set(choose(logits, Sampling(), torch.Generator().manual_seed(1)).tolist()) == {1, 2}
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(), Sampling(top_k=2, top_p=0.9, min_p=0.1)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_no_token_is_chosen_from_what_is_no_number(sampling, bad):
+    logits = LOGITS.clone()
+    logits[1, 2] = bad
+    if bad == float("-inf"):                                                       # one is a mask, a whole row leaves no choice
+        assert choose(logits, sampling, torch.Generator().manual_seed(0)).shape == (2,)
+        logits[1] = bad
+    for call in (choose, lambda *given: draw(chances(*given[:2]), given[2])):
+        with pytest.raises(InputError, match="no token can be chosen, the logits are NaN, infinite or all masked"):
+            call(logits, sampling, torch.Generator().manual_seed(0))
+
+
+def test_a_beam_search_stops_where_a_logit_is_no_number():
+    with pytest.raises(InputError, match="no token can be chosen"):
+        beam_search(torch.tensor([[0.0, float("nan")]] * 2), None, beams=2, limit=3, eos=())
 
 
 def test_guidance_one_is_the_condition_and_nought_is_none():

@@ -88,6 +88,17 @@ def test_a_bad_text_folder_is_one_clear_sentence(tmp_path, files, split, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("folder", [text_folder, image_folder, audio_folder])
+@pytest.mark.parametrize("path, split, words", [
+    (None, None, "expected the path of .*, got None and None"), (5, None, "expected the path of .*, got 5 and None"),
+    (".", 7, "and a split's name or None, got '.' and 7"), ("a\0b", None, "is not there: expected"), ("x" * 5000, None, "xxx is not there: expected"),
+])
+def test_what_is_no_path_is_one_clear_sentence(folder, path, split, words):
+    with pytest.raises(DataError, match=words) as error:
+        folder(path, split)
+    assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize("columns, split, words", [
     ({"words": ["a"], "n": [1]}, None, r'no column "text" \(they have words, n\): .* such as text="words"'),
     ({"text": ["a"]}, "train", 'has no split "train": expected a split column'),
@@ -171,6 +182,13 @@ def test_parquet_holds_files_as_bytes_or_as_the_hub_wraps_them(tmp_path, kind, w
     ({"1.END": None, "metadata.jsonl": b"\xff\xfe"}, "metadata.jsonl can't be read"),
     ({"1.END": None, "metadata.csv": 'file_name,text\n"1.END" x,a\n'}, "metadata.csv can't be read"),
     ({"1.END": None, "metadata.csv": ""}, "nothing to read there"),
+    ({"1.END": None, "metadata.jsonl": "\n" + "[" * 100_000}, "metadata.jsonl line 2 can't be read: its brackets are nested too deeply"),
+    ({"1.END": None, "metadata.jsonl": "1" * 5000}, "metadata.jsonl can't be read: Exceeds the limit"),
+    ({"1.END": None, "metadata.jsonl/a.txt": "x"}, "metadata.jsonl can't be read: it is a folder"),
+    ({"1.END": None, "metadata.csv/a.txt": "x"}, "metadata.csv can't be read: it is a folder"),
+    *(({"1.END": None, "metadata.jsonl": "\n" + lines({"file_name": name, "text": "a"})},
+       r"metadata.jsonl line 2: file_name should be the name of a file, got '\S{1,80} \(" + why)
+      for name, why in (("a\0b", "embedded null"), ("x" * 5000, "File name too long"), ("\ud800.END", "'utf-8' codec can't encode"))),
     ({"1.END": None, "metadata.jsonl": lines({"file_name": "../secret.END", "text": "a"})}, "which lies outside its folder"),
     ({"1.END": None, "metadata.jsonl": lines({"file_name": "/etc/passwd", "text": "a"})}, "which lies outside its folder"),
     ({"cat/1.END": b"broken", "cat/2.END": None}, r"cat/1\.\w+ is not (a picture|sound) that can be read"),

@@ -96,6 +96,10 @@ def test_embeddings_run_in_bfloat16():
     (lambda: CodebookEmbedding(3, 16, 8)(torch.zeros(2, 4, 5).long()), "codes: K should be 3, got 4"),
     (lambda: TimestepEmbedding(8)(torch.zeros(2, 1)), "t: expected 1 dimensions"),
     (lambda: LabelEmbedding(10, 8)(torch.zeros(2, 1).long()), "labels: expected 1 dimensions"),
+    (lambda: LabelEmbedding(10, 8)(torch.tensor([3, 11])), "labels should be between 0 and 10, got 3 to 11"),
+    (lambda: CodebookEmbedding(2, 16, 8)(torch.tensor([[[0], [-1]]])), "codes of book 1 should be between 0 and 16, got -1 to -1"),
+    (lambda: LearnedPositions(6, 8)(torch.tensor([6])), "positions should be between 0 and 5, got 6 to 6"),
+    (lambda: LearnedPositions(6, 8, offset=2)(torch.tensor([6])), r"positions \+ 2 should be between 0 and 7, got 8 to 8"),
 ])
 def test_wrong_inputs_are_named(make, sentence):
     with pytest.raises(InputError, match=sentence):

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from gencore import folder as folder_module
+from gencore.check import InputError
 from gencore.checkpoint import load_tensors, read_json, save_folder
-from gencore.folder import appearing, recover, write_file
+from gencore.folder import appearing, recover, write_file, writing
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="killed in forks")
@@ -261,6 +262,15 @@ def test_two_renames_put_the_old_one_back_when_the_second_fails(tmp_path, monkey
 def test_recover_without_anything_to_recover_does_nothing(tmp_path):
     recover(tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_can_not_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name, words in (("gone/a.txt", f"^can't write .*: there is no folder {tmp_path / 'gone'}, make it first$"),
+                        ("a", "can't write .*/a: Is a directory$")):
+        with pytest.raises(InputError, match=words), writing(tmp_path / name):
+            write_file(tmp_path / name, b"one")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_appears_whole(tmp_path):

@@ -108,6 +108,8 @@ def test_a_folder_opens_in_transformers_with_its_tokenizer(lm, tmp_path):
 
 @pytest.mark.parametrize("call, error, words", [
     (lambda lm: lm.fill_mask("the dog barks."), InputError, r"the text has no \[MASK\]"),
+    (lambda lm: lm.fill_mask("[MASK]\ud800"), InputError, "half a character"),
+    (lambda lm: lm(torch.tensor([[-1]])), InputError, "ids should be between 0 and"),
     (lambda lm: lm.fill_mask("[MASK] " * 40), InputError, "tokens are more than the 24 positions"),
     (lambda lm: MaskedLM(lm.cfg).fill_mask("[MASK]"), InputError, "no tokenizer with a mask token"),
     (lambda lm: TextClassifier(lm.cfg), InputError, "at least two labels"),

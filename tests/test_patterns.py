@@ -52,3 +52,6 @@ def test_wrong_books_are_named():
         delay(4).spread(torch.zeros(1, 2, 5, dtype=torch.long), 0)
     with pytest.raises(InputError, match="zigzag"):
         Pattern("zigzag", 2)
+    for books in ("2", 0, 1.5):
+        with pytest.raises(InputError, match="books should be a whole number of at least 1, got"):
+            Pattern("delay", books)

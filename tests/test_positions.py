@@ -129,6 +129,29 @@ def test_wrong_rotary_configs_are_refused(cfg, sentence):
         Rotary(E, cfg)
 
 
+@pytest.mark.parametrize("field, value, words", [
+    ("factor", 0, "should be between 1e-30 and 1e\\+30, got 0"), ("factor", "x", "should be float, got 'x'"),
+    ("factor", float("nan"), "should be between .*, got nan"),
+    ("original_max_position_embeddings", 0, "should be between 1"), ("long_factor", [1.0, 0.0], "should be between"),
+])
+def test_numbers_that_scale_no_rotary_are_refused(field, value, words):
+    with pytest.raises(ConfigError, match=rf"RotaryConfig.scaling.{field}\S* {words}"):
+        RotaryConfig(scaling={"rope_type": "linear", field: value})
+    with pytest.raises(ConfigError, match="rotary scaling linear needs the field factor"):
+        Rotary(E, RotaryConfig(scaling={"rope_type": "linear", "factor": None}))
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: sincos_2d(2, 2, channels=6), "channels should be a multiple of 4 .*, got 6"),
+    (lambda: sinusoidal(torch.arange(3), 2, "sin|cos", shift=1), "of width 2 with shift 1 have no wavelengths: the width should be at least 4"),
+    (lambda: sinusoidal(torch.arange(3), 1), "of width 1 .* the width should be at least 2"),
+    (lambda: alibi_slopes(0), "heads should be a whole number of at least 1, got 0"),
+])
+def test_sizes_that_hold_no_positions_are_refused(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
+
+
 def test_positions_without_axes_are_refused_where_axes_are_needed():
     with pytest.raises(InputError, match=r"positions: rotary over 2 axes reads \(T, 2\) or \(B, T, 2\), got shape \(5,\)"):
         rotary_table(torch.arange(5), E, RotaryConfig(axes=(8, 8)))

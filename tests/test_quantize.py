@@ -139,6 +139,21 @@ def test_wrong_codes_are_named():
         quantizer.lookup(torch.tensor([[[0, 8]]]))
     with pytest.raises(InputError, match="K should be at most 3, got 4"):
         quantizer.lookup(torch.zeros(1, 4, 2, dtype=torch.long))
+    with pytest.raises(InputError, match=r"codes should be 0\.\.8, got -1\.\.100"):
+        FSQ((3, 3)).lookup(torch.tensor([[8, 100, -1]]))
+    with pytest.raises(InputError, match="codes should be whole numbers, got torch.float32"):
+        FSQ((3, 3)).lookup(torch.zeros(1, 2))
+    for levels in ((3.5, 3), (3, 1), (True, 3), ()):
+        with pytest.raises(ConfigError, match="FSQ levels should be whole numbers of at least 2"):
+            FSQ(levels)
+
+
+@pytest.mark.parametrize("x, words", [(torch.full((1, 9, 3), float("nan")), "with NaN or infinity"), (torch.zeros(1, 0, 3), r"got \(0, 3\)$")])
+def test_a_book_does_not_start_from_what_is_no_number(x, words):
+    book = VectorQuantizer(SMALL)
+    with pytest.raises(InputError, match=f"k-means needs points of finite values, .*{words}"):
+        book(x)
+    assert not book.started and not book.codebook.any()
 
 
 @given(st.lists(st.integers(2, 7), min_size=1, max_size=3))

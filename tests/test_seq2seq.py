@@ -159,6 +159,8 @@ def test_a_beam_as_wide_as_everything_finds_the_best_text(penalty):
 
 @pytest.mark.parametrize("call, words", [
     (lambda lm: lm.generate(""), None), (lambda lm: lm.generate([]), "no text, or an empty one"),
+    (lambda lm: lm.generate("rot\ud800"), "half a character"),
+    (lambda lm: lm(torch.tensor([[999]]), torch.tensor([[0]])), "ids should be between 0 and"),
     (lambda lm: lm.generate("rot", beams=0), "beams should be a whole number between 1 and 256, got 0"),
     (lambda lm: lm.generate("rot", max_new_tokens=99), "max_new_tokens should be a whole number between 1 and 24"),
     (lambda lm: lm.generate("rot " * 40), "tokens are more than the 24 that this model reads"),

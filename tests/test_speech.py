@@ -125,6 +125,7 @@ def test_phrases_win_over_words_and_silence_lies_between(speaker):
     (lambda s: s("left"), InputError, '"left"'),
     (lambda s: s("  "), InputError, "text is empty"),
     (lambda s: s(7), InputError, "got int"),
+    (lambda s: s("yes \ud800"), InputError, "half a character"),
     (lambda s: s("no " * 65), InputError, "65 words, at most 64"),
     (lambda s: s("no", "anne"), UnknownNameError, r'unknown voice "anne" \(did you mean "ann"\?\): known are ann, bob'),
     (lambda s: s("no", seed=1.5), InputError, "seed should be a whole number.*, got 1.5"),

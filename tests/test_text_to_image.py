@@ -137,6 +137,7 @@ def test_long_prompts_are_cut_with_one_warning(painter):
 
 @pytest.mark.parametrize("prompts,settings,message", [
     ([], {}, "prompts is empty"), (7, {}, "string or a list"), (["a", None], {}, r"prompts\[1\] should be a string"),
+    ("a\ud800", {}, "half a character"), ("a", {"negative_prompt": "\ud800"}, "half a character"),
     ("a", {"steps": 0}, "steps should be"), ("a", {"guidance": -1}, "guidance should be between"), ("a", {"guidance": "3"}, "guidance"),
     ("a", {"seed": 0.5}, "seed should be a whole number"), ("a", {"seed": -1}, "seed should be"), ("a", {"seed": 2 ** 70}, "seed should be"),
     ("a", {"output_type": "jpg"}, "output_type should be one of"),

@@ -122,6 +122,9 @@ def test_wrong_input_is_named(tokenizer, tmp_path):
         train_bpe(WORDS, 100)
     with pytest.raises(InputError, match="expected text as str, got int"):
         tokenizer.encode(3)
+    for call in (tokenizer.encode, tokenizer.id):
+        with pytest.raises(InputError, match=r"holds half a character \(a lone surrogate\): it can't be encoded, leave it out"):
+            call("a\ud800b")
     with pytest.raises(InputError, match='no token "<image>"'):
         tokenizer.id("<image>")
     with pytest.raises(CheckpointError, match="no tokenizer.json"):

@@ -216,6 +216,7 @@ def test_long_texts_come_in_chunks_that_lose_nothing(monkeypatch):
     (lambda w: Word2VecConfig("skipgram"), ConfigError, "objective should be one of"),
     (lambda w: Word2VecConfig(lr=0.0), ConfigError, "lr should fall to min_lr"),
     (lambda w: Word2Vec(["a", "a"], torch.zeros(2, 3)), InputError, "no word twice"),
+    (lambda w: save_word2vec(w, "gone/w.txt"), InputError, "can't write gone/w.txt: there is no folder gone, make it first"),
     (lambda w: save_word2vec(Word2Vec(["a b", "c"], torch.zeros(2, 3)), "never"), InputError, "can't hold 'a b'"),
     (lambda w: pair_score(w, [("king", "zebra", 1.0)]), DataError, "0 of 1 pairs")])
 def test_wrong_input_is_answered_with_one_sentence(call, error, words, w2v):

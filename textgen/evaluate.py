@@ -7,6 +7,7 @@ from torch import nn
 
 from gencore.check import DataError
 from gencore.decode import resting
+from gencore.tokenizer import check_characters
 
 
 @torch.no_grad()
@@ -45,11 +46,12 @@ def windows(length, context, overlap):
 
 def _ids_and_bytes(lm, text):
     """Text -> ids (T,) with a beginning, bytes (T,) that each stands for."""
+    check_characters("the text", text)
     encoding = lm.tokenizer.engine.encode(text, add_special_tokens=False)
     starts = [start for start, _ in encoding.offsets]
     prefix = [0]                                                             # bytes before each character
     for character in text:
-        prefix.append(prefix[-1] + len(character.encode("utf-8", "surrogatepass")))
+        prefix.append(prefix[-1] + len(character.encode("utf-8")))
     sizes = [prefix[b] - prefix[a] for a, b in zip([0, *starts[1:]], [*starts[1:], len(text)])] if starts else []
     begin = next((i for i in (lm.cfg.bos, *lm.cfg.eos, lm.cfg.pad) if i is not None), 0)
     return torch.tensor([begin, *encoding.ids]), torch.tensor([0, *sizes])

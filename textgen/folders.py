@@ -1,7 +1,7 @@
 """Folders in the layouts of transformers, in and out: what the models of this package share."""
 import torch
 
-from gencore.check import CheckpointError, floating
+from gencore.check import CheckpointError, floating, present
 from gencore.checkpoint import belongs, load_tensors, naming, read_json, resolve, tensor_shapes, weights_file
 from gencore.families import read_config
 from gencore.kinds import expect_kind
@@ -11,7 +11,7 @@ from textgen.families import family
 
 def open_folder(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):
     """A shipped name, a folder or a Hub id -> cls(cfg, tokenizer) in eval mode."""
-    dtype, folder = floating(dtype), resolve(name_or_folder, "textgen")
+    dtype, device, folder = floating(dtype), present(device), resolve(name_or_folder, "textgen")
     layout = layout_of(folder, cls)
     cfg = read_config(layout, folder / "config.json")
     state = read_state(folder, layout, cfg, cls)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from gencore.check import ConfigError, InputError, nearest
+from gencore.folder import writing
 
 FAMILIES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "gpt2": "GPT2"}
 TYPES = {"float32": ("F32", "ALL_F32"), "float16": ("F16", "MOSTLY_F16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0"), "q4_0": ("Q4_0", "MOSTLY_Q4_0")}
@@ -37,11 +38,12 @@ def save_gguf(lm, path, *, weights="float32"):
             raise ConfigError(f"GGUF's {architecture.name.lower()} has no place for {theirs}: this model has parts that llama.cpp's has not")
         values, kind = as_stored(gguf, theirs, tensor, config=files["config.json"], weights=weights)
         writer.add_tensor(name, values, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    os.replace(unfinished, path)
+    with writing(path):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(unfinished, path)
 
 
 def package():

@@ -14,7 +14,7 @@ from gencore.check import DataError, InputError, dims
 from gencore.checkpoint import save_folder
 from gencore.config import Few, Share, Size, check_fields, check_ids
 from gencore.decode import resting
-from gencore.embeddings import LearnedPositions
+from gencore.embeddings import LearnedPositions, rows_of
 from gencore.layers import ACTIVATIONS, MLPConfig, NormConfig, make_norm
 from gencore.loss import IGNORED
 from gencore.masks import padding
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         _, T = dims("ids", ids, "B T")
         if T > self.cfg.context:
             raise InputError(f"ids: {T} tokens are more than the {self.cfg.context} positions of this encoder: cut the text")
-        x = self.embedding(ids) + self.positions(torch.arange(T, device=ids.device))                 # (B, T, D)
+        x = rows_of(self.embedding, ids, "ids") + self.positions(torch.arange(T, device=ids.device))                 # (B, T, D)
         x = self.norm(x + self.types(torch.zeros_like(ids) if types is None else types))
         x = F.dropout(x, self.cfg.transformer.dropout, self.training)
         return self.transformer(x, None if keep is None else padding(keep))

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from gencore.attention import head_sizes
-from gencore.check import InputError, dims, floating, nearest, seeds_of
+from gencore.check import InputError, dims, floating, nearest, present, seeds_of
 from gencore.checkpoint import naming, read_json, resolve, save_folder, tensor_shapes
 from gencore.config import Positive, Size, check_fields, check_ids, check_values
 from gencore.decode import CompiledStep, column_major, resting
-from gencore.embeddings import LearnedPositions
+from gencore.embeddings import LearnedPositions, rows_of
 from gencore.families import BY_NAME, read_config
 from gencore.int4 import int4_linears
 from gencore.int8 import int8_linears
@@ -79,8 +79,10 @@ class CausalLM(nn.Module):
 
     def hidden(self, ids, *, mask=None, positions=None, cache=None):
         """ids (B,T) -> states before the head (B,T,D)."""
-        _, T = dims("ids", ids, "B T")
-        x = self.embedding(ids)                                                          # (B, T, D)
+        B, T = dims("ids", ids, "B T")
+        if not T:
+            raise InputError(f"ids: expected at least one token, got shape ({B}, 0)")
+        x = rows_of(self.embedding, ids, "ids")                                                          # (B, T, D)
         if self.cfg.embedding_scale is not None:
             x = x * torch.tensor(self.cfg.embedding_scale, dtype=x.dtype)                # rounded as the table is
         if self.positions is not None:
@@ -198,7 +200,7 @@ class CausalLM(nn.Module):
         compile: generation's steps go through torch.compile (half a minute once). quantize="int8" or "int4": weights of so many bits, CPU only."""
         if quantize not in PREPARED:
             raise InputError(f'quantize should be None, "int8" or "int4", got {quantize!r}{nearest(quantize, ["int8", "int4"])}')
-        dtype, folder = floating(dtype), resolve(name_or_folder, "textgen")
+        dtype, device, folder = floating(dtype), present(device), resolve(name_or_folder, "textgen")
         cfg, state = read_folder(folder)
         with torch.device("meta"):
             model = cls(cfg)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gencore import choose
 from gencore.attention import AttentionConfig
 from gencore.beam import beam_search
 from gencore.cache import Cache
@@ -16,6 +17,7 @@ from gencore.checkpoint import save_folder
 from gencore.config import Positive, Share, Size, check_fields, check_ids
 from gencore.data import right_padded
 from gencore.decode import Stepper, decode, resting
+from gencore.embeddings import rows_of
 from gencore.layers import MLPConfig, NormConfig
 from gencore.masks import causal, padding
 from gencore.positions import sinusoidal
@@ -88,7 +90,7 @@ class Seq2SeqLM(nn.Module):
         """ids (B,T), places (T,) -> (B,T,D)."""
         if int(places[-1]) >= self.cfg.context:
             raise InputError(f"{int(places[-1]) + 1} tokens are more than the {self.cfg.context} that this model reads: cut the text")
-        x = self.embedding(ids) * (self.cfg.embedding_scale or 1.0)
+        x = rows_of(self.embedding, ids, "ids") * (self.cfg.embedding_scale or 1.0)
         if self.cfg.sinusoids:
             x = x + sinusoidal(places, x.shape[-1], "sin|cos").to(x.dtype)
         dropout = self.cfg.encoder.dropout
@@ -167,7 +169,7 @@ def likeliest(logits, step, eos, *, beams, limit, length_penalty):
         found = beam_search(logits, step, beams=beams, limit=limit, eos=eos, length_penalty=length_penalty)
         return [hypotheses[0][1] for hypotheses in found]
     ends = torch.tensor(eos, device=logits.device)
-    steps = decode(logits, step, lambda logits, n: logits.argmax(-1), limit=limit, ended=lambda tokens: torch.isin(tokens, ends))
+    steps = decode(logits, step, lambda logits, n: choose.likeliest(logits), limit=limit, ended=lambda tokens: torch.isin(tokens, ends))
     rows = torch.stack(list(steps), 1).tolist()
     return [row[:next((n for n, token in enumerate(row) if token in eos), limit) + 1] for row in rows]
 

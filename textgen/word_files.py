@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from gencore.check import DataError, InputError
-from gencore.folder import write_file
+from gencore.folder import write_file, writing
 from textgen.negative_sampling import Word2VecConfig
 from textgen.word2vec import Word2Vec
 
@@ -22,7 +22,8 @@ def save_word2vec(w2v, path, *, binary=False):
         lines = (word.encode() + b" " + row.tobytes() for word, row in zip(w2v.words, rows))
     else:
         lines = (f"{word} {' '.join(map(repr, row.tolist()))}\n".encode() for word, row in zip(w2v.words, rows))
-    write_file(Path(path), head + b"".join(lines))
+    with writing(path):
+        write_file(Path(path), head + b"".join(lines))
 
 
 def load_word2vec(path, *, binary=False):
