@@ -88,10 +88,10 @@ def floating(dtype):
 
 
 def present(device):
-    """`device` as torch.device; InputError for what is none, or none of this machine."""
+    """`device` as torch.device, None as the CPU; InputError for what is none, or none of this machine."""
     import torch
     try:
-        found = torch.device(device)
+        found = torch.device("cpu" if device is None else device)
         torch.empty(0, device=found)
     except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:      # torch's builds without it each say it in their way
         raise InputError(f'device should be one of this machine, such as "cpu", "cuda" or "mps", got {str(device)!r:.80}') from error
