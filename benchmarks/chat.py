@@ -9,8 +9,8 @@ conversation up to there and answers with its likeliest words; a slot is kept if
 1.0 by definition; floor: the same model's answer when it reads the last message alone.
 
 Doesn't know: share of the questions outside its data (of the sources dolly_subset and self_instruct, test split, whose like it was trained on, and
-of --questions, whose like it was not) that are answered with "don't know". False alarms: share of the assistant's turns in booking
-conversations where it says so. Writes benchmarks/results/chat.json."""
+of --questions, whose like it was not) that are answered with "don't know"; too_long: how many fill half the context and are left out. False
+alarms: share of the assistant's turns in booking conversations where it says so. Writes benchmarks/results/chat.json."""
 import argparse
 import json
 import random
@@ -47,7 +47,9 @@ def main():
         import pyarrow.parquet
         asked[args.questions.stem] = pyarrow.parquet.read_table(args.questions).column("question").to_pylist()
     for source, questions in asked.items():
-        results["unknown"][source] = share_unknown(chat, [[{"role": "user", "content": text}] for text in chosen(questions, args.limit)])
+        short = [text for text in questions if len(chat.lm.tokenizer.encode(text)) < chat.lm.cfg.context // 2]
+        results["unknown"][source] = share_unknown(chat, [[{"role": "user", "content": text}] for text in chosen(short, args.limit)])
+        results["too_long"] = results.get("too_long", 0) + len(questions) - len(short)
     talks = [row["messages"] for row in rows if row["source"] == "sgd"]
     turns = [talk[:place] for talk in talks for place in range(1, len(talk), 2)]
     results["false_alarms"] = share_unknown(chat, chosen(turns, args.limit))

@@ -33,9 +33,9 @@ def test_what_is_taken_up_again_knows_who_said_it_first():
 def test_values_are_swapped_everywhere_and_nothing_else_is():
     swaps = Swaps([other("Zola"), other("Quay")])
     told = [message["content"] for message in swaps(TALK, random.Random(0))]
-    name = told[0].split()[3]
+    name = told[0].removeprefix("A table at ").partition(" in SF")[0]
     city = told[2].removeprefix("Not ").removesuffix(".")
-    assert name in ("Zola", "Quay") and city in ("Zola", "Quay")
+    assert {*name.split(), *city.split()} == {"Zola", "Quay"}
     assert told == [f"A table at {name} in SF for 7 at 9 am on April 1st, please.",
                     f"Please confirm: a table at {name} in {city} for 7 at 9 am on April 1st. {name} is $3.",
                     f"Not {city}.", f"Then not in {city}. I offer Waterbar, call 408-3."]
@@ -46,6 +46,15 @@ def test_values_are_swapped_everywhere_and_nothing_else_is():
 def test_a_well_known_name_that_the_assistant_says_first_stays():
     swaps = Swaps([other("Zola"), *[other("San Jose")] * 3], few=3)
     assert [message["content"] for message in swaps(TALK, random.Random(0))][2:] == [message["content"] for message in TALK[2:]]
+
+
+def test_long_numbers_stay_as_long_and_names_may_be_made_of_others():
+    talk = [{"role": "user", "content": "To 4656 Quigg Drive."}, {"role": "assistant", "content": "A ride to 4656 Quigg Drive?"}]
+    swaps = Swaps([other("Zola"), other("Quay"), talk])
+    told = {swaps(talk, random.Random(seed))[1]["content"] for seed in range(40)}
+    numbers, names = zip(*(text.removeprefix("A ride to ").removesuffix("?").split(" ", 1) for text in told))
+    assert all(len(number) == 4 for number in numbers) and len(set(numbers)) > 20
+    assert {word for name in names for word in name.split()} == {"Zola", "Quay", "Quigg", "Drive"} and any(len(name.split()) > 2 for name in names)
 
 
 def test_where_nothing_is_taken_up_the_conversation_is_the_same():

@@ -41,13 +41,22 @@ class Swaps:
             for value, (kind, _) in shared(messages).items():
                 self.pools[kind][value] += 1
         self.drawn = {kind: sorted(pool) if kind == "name" else sorted(pool.elements()) for kind, pool in self.pools.items()}
+        self.words = sorted({word for name in self.pools["name"] for word in name.split()})
 
     def __call__(self, messages, draw):
         """[{"role", "content"}, ...], random.Random -> the same, each such value replaced by one of its kind, the same one everywhere."""
-        others = {value: draw.choice(self.drawn[kind]) for value, (kind, first) in shared(messages).items()
+        others = {value: self._other(value, kind, draw) for value, (kind, first) in shared(messages).items()
                   if self.drawn[kind] and (first == "user" or kind == "name" and self.pools[kind][value] < self.few)}
         if not others:
             return messages
         longest = sorted(others, key=len, reverse=True)
         known = re.compile(rf"(?<![\w:$.-])(?:{'|'.join(map(re.escape, longest))})(?![\w:-])")
         return [{**message, "content": known.sub(lambda found: others[found[0]], message["content"])} for message in messages]
+
+    def _other(self, value, kind, draw):
+        """A value of that kind: one that was heard, or a number as long, or a name made of words of several."""
+        if kind == "number" and len(value) > 2:
+            return str(draw.randrange(10 ** (len(value) - 1), 10 ** len(value)))
+        if kind == "name" and draw.random() < 0.5:
+            return " ".join(draw.choice(self.words) for _ in range(draw.randint(1, 4)))
+        return draw.choice(self.drawn[kind])
