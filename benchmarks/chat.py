@@ -3,10 +3,11 @@
     python -m benchmarks.chat --data dialogues.parquet                                   runs/chat/model, as textgen.train_chat leaves it
     python -m benchmarks.chat --data dialogues.parquet --questions nq_open_dev.parquet   and questions of another kind (a column question)
 
-Slots kept: of the test conversations that book a table, a hotel or a ride (source sgd), every turn in which the assistant asks to confirm, with
-six or more messages before it. Its slots are the times, dates, numbers and names in that turn that were said before. The model reads the
-conversation up to there and answers with its likeliest words; a slot is kept if its words are in the answer. Ceiling: the people's turn itself,
-1.0 by definition; floor: the same model's answer when it reads the last message alone.
+Slots kept: of the test conversations (source sgd), every turn in which the assistant asks to confirm a table, a hotel or a ride, with six or more
+messages before it. Its slots are the times, dates, numbers and names in that turn that were said before (textgen.slots). The model reads the
+conversation up to there and the turn's first words, up to "confirm", and goes on with its likeliest words; a slot is kept if it is there, as whole
+words. "kept_free": the same when it is not told to confirm and may ask something else. Ceiling: the people's turn itself, 1.0 by definition; floor:
+the same model's answer when it reads the last message alone.
 
 Doesn't know: share of the questions outside its data (of the sources dolly_subset and self_instruct, test split, whose like it was trained on, and
 of --questions, whose like it was not) that are answered with "don't know"; too_long: how many fill half the context and are left out. False
@@ -15,19 +16,25 @@ import argparse
 import json
 import random
 import re
+from collections import Counter
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 
 from gencore.check import command
+from gencore.choose import Sampling
 from gencore.recipe import versions
 from textgen import Chat
 from textgen.conversations import read_conversations
 from textgen.slots import slots
+from textgen.text import Settings, run
 
 RESULTS = Path(__file__).parent / "results" / "chat.json"
 SERVICES = {"Restaurants", "Hotels", "RideSharing"}
-BOOKING = re.compile(r"\b(?:tables?|reserv\w+|hotel|rooms?|house|check|rides?|cab|car|taxi)\b", re.IGNORECASE)
+BOOKING = re.compile(r"\b(?:tables?|reserv\w+|restaurant|hotel|rooms?|house|stay\w*|rides?|cab|taxi)\b", re.IGNORECASE)
+OTHERS = re.compile(r"\b(?:pick\w*.?up|drop\w*|rent\w*|insurance|SUV|sedan|hatchback|tickets?|bus|appointment|play\w*|song|movie|flights?|train|"
+                    r"event|visit|property)\b", re.IGNORECASE)               # a conversation may go on to another service
 
 
 @command
@@ -72,12 +79,13 @@ def confirmations(rows):
             continue
         for place, message in enumerate(row["messages"]):
             before = row["messages"][:place]
-            asks = re.search(r"\bconfirm\b", message["content"], re.IGNORECASE) and BOOKING.search(message["content"])
+            text = message["content"]
+            asks = re.search(r"\bconfirm\b", text, re.IGNORECASE) and BOOKING.search(text) and not OTHERS.search(text)
             if message["role"] == "assistant" and place > 5 and asks:
                 said = "\n".join(each["content"] for each in before)
-                kept = [slot for slot in slots(message["content"]) if holds(said, slot)]
+                kept = [slot for slot in slots(text) if holds(said, slot)]
                 if kept:
-                    found.append((before, message["content"], sorted(kept)))
+                    found.append((before, text, sorted(kept)))
     return found
 
 
@@ -87,16 +95,25 @@ def holds(text, slot):
 
 
 def slots_kept(chat, rows, limit):
-    """-> shares of the slots kept, of the turns that kept all of theirs, and of the floor; some turns, to look at."""
-    turns, kept, floor, whole, shown = chosen(confirmations(rows), limit), 0, 0, 0, []
+    """-> shares of the slots kept, of the turns that kept all of theirs, without the first words, and of the floor; some turns, to look at."""
+    turns, shown, sums = chosen(confirmations(rows), limit), [], Counter()
     for before, theirs, wanted in turns:
-        mine, blind = str(chat(before, temperature=0)), str(chat(before[-1:], temperature=0))
+        mine, free, blind = opened(chat, before, theirs), str(chat(before, temperature=0)), opened(chat, before[-1:], theirs)
         hits = [slot for slot in wanted if holds(mine, slot)]
-        kept, floor, whole = kept + len(hits), floor + sum(holds(blind, slot) for slot in wanted), whole + (len(hits) == len(wanted))
+        sums.update(slots=len(wanted), kept=len(hits), whole=len(hits) == len(wanted))
+        sums.update(free=sum(holds(free, slot) for slot in wanted), floor=sum(holds(blind, slot) for slot in wanted))
         shown.append({"asked": before[-1]["content"], "people": theirs, "model": mine, "lost": [slot for slot in wanted if slot not in hits]})
-    count = sum(len(wanted) for _, _, wanted in turns)
-    return {"turns": len(turns), "slots": count, "kept": round(kept / count, 4), "turns_that_kept_all": round(whole / len(turns), 4),
-            "floor": round(floor / count, 4), "examples": shown[:12]}
+    share = lambda name: round(sums[name] / sums["slots"], 4)
+    return {"turns": len(turns), "slots": sums["slots"], "kept": share("kept"), "turns_that_kept_all": round(sums["whole"] / len(turns), 4),
+            "kept_free": share("free"), "floor": share("floor"), "examples": shown[:12]}
+
+
+def opened(chat, before, theirs):
+    """The model's turn when it begins with the people's words up to "confirm"."""
+    lm, begun = chat.lm, theirs[:re.search("confirm", theirs, re.IGNORECASE).end()]
+    ids = chat.fitted(before, lm.cfg.context - 128)[0] + lm.tokenizer.encode(begun)
+    steps = run(lm, [ids], Sampling(temperature=0), seeds=[0], settings=Settings(max_new_tokens=96, temperature=0.0))
+    return begun + lm.tokenizer.decode(list(takewhile(lambda token: token not in (*lm.cfg.eos, chat.end), (row[0] for row in steps))))
 
 
 def share_unknown(chat, conversations):

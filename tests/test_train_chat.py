@@ -2,7 +2,9 @@
 import json
 import sys
 
-from benchmarks.chat import confirmations, holds, slots_kept
+import torch
+
+from benchmarks.chat import confirmations, holds, opened, slots_kept
 from textgen import Chat
 from textgen.train_chat import UNKNOWN, ChatRun, lessons, main, new, windows
 
@@ -55,11 +57,19 @@ def test_a_slot_is_what_the_confirmation_repeats():
     assert holds("in ROME.", "Rome") and not holds("Romeo", "Rome") and not holds("13 of us", "3")
 
 
-def test_slots_kept_counts_words_of_the_answer():
-    echo = lambda messages, temperature: "A table for 3 in rome" if len(messages) > 1 else "No."
+def test_slots_kept_counts_words_of_the_answer(monkeypatch):
+    echo = lambda messages, temperature: "A table for 3" if len(messages) > 1 else "No."
+    monkeypatch.setattr("benchmarks.chat.opened", lambda chat, before, theirs: "Please confirm: for 3 in rome" if len(before) > 1 else "No.")
     found = slots_kept(echo, ROWS, 10)
-    assert (found["kept"], found["floor"], found["turns_that_kept_all"]) == (0.4, 0.0, 0.0)
+    assert (found["kept"], found["kept_free"], found["floor"], found["turns_that_kept_all"]) == (0.4, 0.2, 0.0, 0.0)
     assert found["examples"][0]["lost"] == ["6 pm", "Luigi's", "March 3rd"]
+
+
+def test_an_opened_turn_begins_with_the_words_of_people():
+    torch.manual_seed(0)
+    chat = Chat(new(ChatRun(vocab=300, width=32, layers=1, heads=1, mlp=32), lessons(ROWS, "train", 0.0)).eval())
+    turns = [opened(chat, part, ASKED[-1]["content"]) for part in (ASKED[:-1], ASKED[:1])]
+    assert all(text.startswith("Please confirm") and len(text) > len("Please confirm") for text in turns)
 
 
 def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
