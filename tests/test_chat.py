@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import gencore
 from gencore.attention import AttentionConfig
 from gencore.check import DataError, InputError
+from gencore.checkpoint import resolve
 from gencore.data import Batches
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig, restarting
@@ -226,3 +227,27 @@ def test_a_chat_model_learns_its_answers(chat, tmp_path):
     config = TrainConfig(steps=60, batch=2, lr=1e-2, warmup=5, save_every=0)
     fit(lm, packed_loss, Batches(rows, 2), config, run=Run(tmp_path / "run", progress=False))
     assert [Chat(lm)(talk[:1], temperature=0) for talk in talks] == [talk[1]["content"] for talk in talks]
+
+
+# the chat that ships
+
+def test_the_shipped_chat_books_a_table_and_a_ride_and_says_what_it_does_not_know():
+    chat, talk, said = Chat.from_pretrained("chat"), [], []
+    for line in ("I need a table for 4 at Sino in San Jose.", "At 7 pm, please.", "Yes, that is right.", "What is the capital of Peru?",
+                 "I also need a taxi to the restaurant.", "A regular ride for 4, please.", "Thanks, that is all."):
+        talk.append({"role": "user", "content": line})
+        said.append(str(chat(talk, temperature=0)))
+        talk.append({"role": "assistant", "content": said[-1]})
+    assert said[1] == "Please confirm: table for 4 at Sino in San Jose at 7 pm on March 1st."
+    assert "don't know" in said[3] and all(word in said[5] for word in ("confirm", "4", "Sino", "San Jose"))
+    assert "".join(chat.stream(talk[:3], temperature=0)) == said[1]
+
+
+def test_transformers_opens_the_shipped_chat_and_says_the_same():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    chat, messages = Chat.from_pretrained("chat"), [{"role": "user", "content": "I need a hotel in Rome for 3 days."}]
+    folder = resolve("chat", "textgen")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+    said = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1]:]
+    assert tokenizer.decode(said, skip_special_tokens=True) == chat(messages, temperature=0, max_new_tokens=40)

@@ -1,11 +1,12 @@
 """Talks with a chat model in the terminal; its answers appear as they are written.
 
-    python examples/text/chat.py MODEL                              MODEL: a shipped name, a folder, or a Hub id with a chat template
+    python examples/text/chat.py                                    the chat that ships: it books tables, hotels and rides
+    python examples/text/chat.py MODEL                              MODEL: a folder, or a Hub id with a chat template
     python examples/text/chat.py runs/lora/model --system "You book taxis."
-    echo "Hello" | python examples/text/chat.py MODEL --seed 0      reads its lines from a pipe as well
+    echo "Hello" | python examples/text/chat.py --seed 0            reads its lines from a pipe as well
 
 /new begins another conversation, /quit (or the end of the input) leaves. A conversation that outgrows the model's context loses its oldest turns
-whole, and says so. Without a chat model at hand, make one in minutes: examples/text/finetune_lora.py."""
+whole, and says so. A model of one's own is made in minutes by examples/text/finetune_lora.py."""
 import argparse
 import sys
 import warnings
@@ -16,7 +17,7 @@ from textgen import Chat
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a shipped name, a folder, or a Hub id")
+    parser.add_argument("model", nargs="?", default="chat", help="a shipped name, a folder, or a Hub id (default: chat)")
     parser.add_argument("--system", help="what the model is told before the conversation")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 = the likeliest words always (default 0.7)")
     parser.add_argument("--max-new-tokens", type=int, help="of one answer (default 128, or a quarter of a shorter context)")
