@@ -109,8 +109,9 @@ def slots_kept(chat, rows, limit):
 
 
 def opened(chat, before, theirs):
-    """The model's turn when it begins with the people's words up to "confirm"."""
+    """The model's turn when it begins with the people's words up to "confirm", or with "Please confirm" where those name a slot."""
     lm, begun = chat.lm, theirs[:re.search("confirm", theirs, re.IGNORECASE).end()]
+    begun = "Please confirm" if slots(begun) else begun                                # nothing that counts is given away
     ids = chat.fitted(before, lm.cfg.context - 128)[0] + lm.tokenizer.encode(begun)
     steps = run(lm, [ids], Sampling(temperature=0), seeds=[0], settings=Settings(max_new_tokens=96, temperature=0.0))
     return begun + lm.tokenizer.decode(list(takewhile(lambda token: token not in (*lm.cfg.eos, chat.end), (row[0] for row in steps))))
