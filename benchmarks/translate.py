@@ -1,6 +1,7 @@
 """Translators that examples/text/translate.py trained, on the same test pairs: BLEU, greedy and by beams, and the loss by length.
 
-    given="--data multi30k_de_en.parquet --from de --to en vocab=6000 width=256 dropout=0.3 train.batch=128 train.decay=0.6 train.ema=0.998"
+    given="--data multi30k_de_en.parquet --from de --to en vocab=6000 width=256 dropout=0.3"
+    given="$given train.batch=128 train.decay=0.6 train.ema=0.998 train.precision=auto"
     python examples/text/translate.py $given --model transformer layers=3 mlp=768 train.steps=3200 train.muon_lr=4e-3 train.warmup=300
     python examples/text/translate.py $given --model attention hidden=320 train.steps=1600       --model recurrent: the same without attention
     python -m benchmarks.translate --data multi30k_de_en.parquet --from de --to en runs/translate-*/model
