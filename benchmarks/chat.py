@@ -1,12 +1,12 @@
 """A chat model on conversations that it was not trained on: is what was said kept, and does it say so when it doesn't know?
 
-    python -m benchmarks.chat --data dialogues.parquet                                   runs/chat/model, as textgen.train_chat leaves it
+    python -m benchmarks.chat --data dialogues.parquet                                   the chat that ships; --model runs/chat/model: another
     python -m benchmarks.chat --data dialogues.parquet --questions nq_open_dev.parquet   and questions of another kind (a column question)
 
 Slots kept: of the test conversations (source sgd), every turn in which the assistant asks to confirm a table, a hotel or a ride, with six or more
 messages before it. Its slots are the times, dates, numbers and names in that turn that were said before (textgen.slots). The model reads the
-conversation up to there and the turn's first words, up to "confirm", and goes on with its likeliest words; a slot is kept if it is there, as whole
-words. "kept_free": the same when it is not told to confirm and may ask something else. Ceiling: the people's turn itself, 1.0 by definition; floor:
+conversation up to there and the turn's first words, up to "confirm" ("Please confirm" where those name a slot), and goes on with its likeliest
+words; a slot is kept if it is there, as whole words. "kept_free": the same when it is not told to confirm and may ask something else. Ceiling: the people's turn itself, 1.0 by definition; floor:
 the same model's answer when it reads the last message alone.
 
 Doesn't know: share of the questions outside its data (of the sources dolly_subset and self_instruct, test split, whose like it was trained on, and
@@ -42,7 +42,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="parquet with the columns messages, source, topic and split")
     parser.add_argument("--questions", type=Path, help="parquet with a column question")
-    parser.add_argument("--model", default="runs/chat/model", help="a chat model, by name or folder (default: runs/chat/model)")
+    parser.add_argument("--model", default="chat", help="a chat model, by name or folder (default: chat)")
     parser.add_argument("--limit", type=int, default=300, help="turns of each kind, the same each time (default 300)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()

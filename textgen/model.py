@@ -82,7 +82,7 @@ class CausalLM(nn.Module):
         B, T = dims("ids", ids, "B T")
         if not T:
             raise InputError(f"ids: expected at least one token, got shape ({B}, 0)")
-        x = rows_of(self.embedding, ids, "ids")                                                          # (B, T, D)
+        x = rows_of(self.embedding, ids, "ids")                                          # (B, T, D)
         if self.cfg.embedding_scale is not None:
             x = x * torch.tensor(self.cfg.embedding_scale, dtype=x.dtype)                # rounded as the table is
         if self.positions is not None:
