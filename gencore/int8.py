@@ -1,17 +1,13 @@
-"""Linear layers with 8-bit weights for generating on a CPU: torch's own dynamic kernels, in eager steps and in compiled ones.
+"""Linear layers with 8-bit weights for generating on a CPU: torch's own dynamic kernels, and in compiled steps a fused product.
 
-Weights are int8 by row; activations are quantised as they come, one scale a call."""
-import itertools
+Weights are int8 by row. The dynamic kernels quantise activations as they come, one scale a call; the fused product takes them as they are."""
 import warnings
-import weakref
 
 import torch
 from torch import nn
 
 from gencore.check import InputError
-
-_LAYERS = weakref.WeakValueDictionary()       # number -> Int8Linear: torch.compile can't carry packed weights, but it can carry a number
-_NUMBERS = itertools.count()
+from gencore.step_linear import one_compiled_row, row_product
 
 
 class Int8Linear(nn.Module):
@@ -26,26 +22,17 @@ class Int8Linear(nn.Module):
             from torch.ao.nn.quantized.dynamic import Linear
             from torch.ao.quantization import per_channel_dynamic_qconfig
             linear.qconfig = per_channel_dynamic_qconfig
-            self.packed = Linear.from_float(linear)
+            self.packed = Linear.from_float(linear)._packed_params._packed_params
             del linear.qconfig
-        self.out_features, self.number = linear.out_features, next(_NUMBERS)
-        _LAYERS[self.number] = self
+        weight, self.bias = torch.ops.quantized.linear_unpack(self.packed)
+        self.register_buffer("weight", weight.int_repr())                             # (O, I) int8, for compiled steps
+        self.register_buffer("scales", weight.q_per_channel_scales().float())         # (O,)
 
     def forward(self, x):
-        if torch.compiler.is_compiling():
-            return int8_linear(x, self.number, self.out_features)
-        return self.packed(x)
-
-
-@torch.library.custom_op("commonthread::int8_linear", mutates_args=())
-def int8_linear(x: torch.Tensor, number: int, out_features: int) -> torch.Tensor:
-    """The layer of that number, as one operation that compilers leave alone."""
-    return _LAYERS[number].packed(x)
-
-
-@int8_linear.register_fake
-def _shape(x, number, out_features):
-    return x.new_empty(*x.shape[:-1], out_features)
+        if not one_compiled_row(x):
+            return torch.ops.quantized.linear_dynamic(x, self.packed, True)
+        y = row_product(x, self.weight) * self.scales
+        return y if self.bias is None else y + self.bias
 
 
 def int8_linears(module):

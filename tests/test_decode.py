@@ -12,11 +12,12 @@ from gencore.cache import Cache, FixedCache, RollingCache
 from gencore.choose import Sampling
 from gencore.decode import CompiledStep, Stepper, compiled, decode, guided, left_padded, make_cache, pick_by_pattern, picker
 from gencore.int4 import Int4Linear, int4_linears
-from gencore.int8 import int8_linears
+from gencore.int8 import Int8Linear, int8_linears
 from gencore.layers import MLPConfig
 from gencore.masks import padding, window
 from gencore.patterns import delay
 from gencore.positions import RotaryConfig
+from gencore.step_linear import StepLinear, step_linears
 from gencore.transformer import TransformerConfig
 from textgen.model import CausalLM, CausalLMConfig
 
@@ -177,6 +178,33 @@ def test_int4_weights_are_the_nearest_of_sixteen_and_other_sizes_stay():
     assert [type(module) for module in stack] == [torch.nn.Linear, Int4Linear]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_compiled_rows_are_multiplied_in_the_fewest_bits_that_hold_the_weights(bias):
+    torch.manual_seed(0)
+    exact, other, x = torch.nn.Linear(48, 32, bias), torch.nn.Linear(48, 32, bias), torch.randn(1, 1, 48)
+    exact.weight.data = exact.weight.data.bfloat16().float()
+    stack = step_linears(torch.nn.ModuleList([exact, other]))
+    assert [layer.short.dtype for layer in stack] == [torch.bfloat16, torch.float32] and all(isinstance(layer, StepLinear) for layer in stack)
+    assert stack.state_dict().keys() == torch.nn.ModuleList([exact, other]).state_dict().keys()           # it is saved as it was
+    eight = Int8Linear(other)
+    with torch.inference_mode():
+        fast = compiled(lambda x: tuple(layer(x) for layer in (*stack, eight)))
+        for plain, product in zip((exact, other), fast(x)):
+            torch.testing.assert_close(product, plain(x), atol=1e-6, rtol=1e-5)
+        rounded = torch.nn.functional.linear(x, eight.weight * eight.scales[:, None], other.bias)
+        torch.testing.assert_close(fast(x)[2], rounded, atol=1e-6, rtol=1e-5)
+        assert ((eight.weight * eight.scales[:, None] - other.weight).abs() <= eight.scales[:, None] * 0.51).all()
+
+
+def test_compiled_functions_of_one_code_do_not_share_what_they_compiled():
+    with torch.inference_mode():
+        def times(factor):
+            return compiled(lambda x: x * factor)
+
+        doubled, halved = times(torch.tensor(2.0)), times(torch.tensor(0.5))
+        assert doubled(torch.ones(1)) == 2 and halved(torch.ones(1)) == 0.5 and doubled(torch.ones(1)) == 2
+
+
 def test_a_compiler_that_does_not_work_is_named_and_it_goes_on(monkeypatch, tmp_path):
     broken = tmp_path / "g++"
     broken.write_text('#!/bin/sh\n[ "$1" = "--version" ] && exit 0\nexit 1\n')
@@ -189,15 +217,13 @@ def test_a_compiler_that_does_not_work_is_named_and_it_goes_on(monkeypatch, tmp_
         assert fast(x + 1) == (x.float() + 2).exp().sum()
 
 
-def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
-
+def test_without_a_compiler_it_says_so_once_and_goes_on():
     def function(ids):
         return ids
 
-    with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler, .*none was found"):
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.warns(UserWarning, match="needs a C\\+\\+ compiler, .*none was found"):
         assert compiled(function) is function
-    with warnings.catch_warnings(record=True) as heard:
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler")}), warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         lm = CausalLM(CFG).eval()
         fast = CompiledStep(lm.last_logits, STACK, 24, like=torch.zeros(1))
@@ -211,7 +237,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prepare", [lambda lm: lm, int8_linears])
+@pytest.mark.parametrize("prepare", [lambda lm: lm, step_linears, int8_linears])
 def test_compiled_steps_say_the_same_tokens(prepare):
     torch.manual_seed(0)
     lm = prepare(CausalLM(CFG).eval().requires_grad_(False))
