@@ -103,16 +103,17 @@ class Objective(nn.Module):
         return summed, torch.as_tensor(targets, dtype=torch.float32, device=summed.device)
 
 
-def fit(model, loss, data, config, *, run):
+def fit(model, loss, data, config, *, run, optimizer=make_optimizer):
     """Trains `model` in place and returns it (with the averaged weights when config.ema is set).
 
-    loss(model, batch, generator) -> (sum over targets, how many); data.batch(step, rank, world) -> dict of tensors."""
+    loss(model, batch, generator) -> (sum over targets, how many); data.batch(step, rank, world) -> dict of tensors.
+    optimizer(model, config) -> Optimizers."""
     threads = torch.get_num_threads()
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
         with StopSignals() as stop:
-            work = start(model, loss, config, run)
+            work = start(model, loss, config, run=run, optimizer=optimizer)
             train(work, data, stop)
             return finish(work)
     finally:
@@ -269,7 +270,7 @@ def new_accelerator():
     return Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())   # bf16 is autocast, in plain sight
 
 
-def start(model, loss, config, run):
+def start(model, loss, config, *, run, optimizer):
     """A new Work, or the one of the newest checkpoint when run.resume is set."""
     accelerator = new_accelerator()
     if str(accelerator.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
@@ -282,8 +283,7 @@ def start(model, loss, config, run):
     if state:
         check_same_config(state["config"], to_dict(config), run)
         load_weights(model, state["model"], run)
-    optimizer = make_optimizer(model, config)
-    objective, *parts = accelerator.prepare(Objective(model, loss).train(), *optimizer.parts)
+    objective, *parts = accelerator.prepare(Objective(model, loss).train(), *optimizer(model, config).parts)
     ema = EMA(model, config.ema) if config.ema else None
     work = Work(model, objective, Optimizers(parts), accelerator, config, run, ema)
     if accelerator.is_main_process:

@@ -1,0 +1,89 @@
+"""How a generator and a critic learn against each other, in the form of `gencore.train.fit`.
+
+The modern game (Jolicoeur-Martineau 2019, Huang et al. 2024): a real picture and a made one are scored as a pair, and the slope of the critic is
+kept small at both (R1 + R2), which makes the game stand still where it is won. The first one (Goodfellow et al. 2014, the non-saturating form)
+scores each picture alone and has no such brake."""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gencore.optim import Optimizers
+from gencore.train import fit
+from imagegen.data import to_unit
+
+
+class Game(nn.Module):
+    """Generator and critic as one model for `fit`."""
+
+    def __init__(self, generator, critic):
+        super().__init__()
+        self.generator, self.critic = generator, critic
+
+
+def relativistic_loss(model, batch, generator, *, gamma=1.0):
+    """batch: pixels (B,C,H,W) uint8, labels (B,) -> (sum over pairs, pairs): both sides' losses and half of gamma times R1 + R2.
+
+    One backward serves both sides: what the generator has made is judged once without a way back to it, once by weights that get no gradient."""
+    real, labels = to_unit(batch["pixels"]), batch["labels"]
+    made = model.generator(*drawn(model.generator, labels, generator))
+    with sdpa_kernel(SDPBackend.MATH):                                            # the slope is differentiated again: only this kernel can be
+        shown = torch.cat((real, made.detach())).requires_grad_()
+        scores = model.critic(shown, torch.cat((labels, labels)))                 # (2B,)
+        slopes, = torch.autograd.grad(scores.sum(), shown, create_graph=True)
+    real_scores, made_scores = scores.float().chunk(2)
+    steepness = slopes.float().square().flatten(1).sum(1).view(2, -1).sum(0)      # (B,), R1 + R2
+    judged = frozen(model.critic, made, labels).float()
+    critic = F.softplus(made_scores - real_scores) + gamma / 2 * steepness
+    return (critic + F.softplus(real_scores.detach() - judged)).sum(), len(real)
+
+
+def first_loss(model, batch, generator):
+    """As `relativistic_loss`, the game of 2014: the critic tells real from made, the generator wants to be taken for real."""
+    real, labels = to_unit(batch["pixels"]), batch["labels"]
+    made = model.generator(*drawn(model.generator, labels, generator))
+    critic = F.softplus(-model.critic(real, labels)) + F.softplus(model.critic(made.detach(), labels))
+    return (critic + F.softplus(-frozen(model.critic, made, labels))).sum(), len(real)
+
+
+def drawn(network, labels, generator):
+    """-> (latents (B,Z), classes (B,Z) or None) of made pictures."""
+    latents = torch.randn(len(labels), network.cfg.latent, generator=generator).to(labels.device)
+    return latents, network.classes(labels)
+
+
+def frozen(critic, pictures, labels):
+    """Scores by the critic's weights as they are, which get no gradient from it."""
+    return torch.func.functional_call(critic, {name: p.detach() for name, p in critic.named_parameters()}, (pictures, labels))
+
+
+def adam(model, config):
+    """Adam without momentum: where two sides move, yesterday's direction is wrong today."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    group = {"params": parameters, "weight_decay": config.weight_decay, "peak": config.lr}
+    return Optimizers([torch.optim.AdamW([group], lr=config.lr, betas=(0.0, 0.99), eps=1e-8, fused=True)])
+
+
+class LabelledBatches:
+    """Rows of pixels (N,C,H,W) uint8 and labels (N,), drawn as a pure function of the step."""
+
+    def __init__(self, pixels, labels, batch, seed):
+        self.pixels, self.labels, self.rows, self.seed = pixels, labels, batch, seed
+
+    def batch(self, step, rank=0, world=1):
+        rows = np.random.default_rng((self.seed, step, rank)).integers(len(self.pixels), size=self.rows // world)
+        return {"pixels": self.pixels[rows], "labels": self.labels[rows]}
+
+
+class StackedBatches(LabelledBatches):
+    """Grey pictures (N,1,H,W), three drawn at random as the colours of one: a thousand kinds, of which a collapsed generator makes few."""
+
+    def batch(self, step, rank=0, world=1):
+        rows = np.random.default_rng((self.seed, step, rank)).integers(len(self.pixels), size=(self.rows // world, 3))
+        return {"pixels": self.pixels[rows][:, :, 0], "labels": torch.zeros(len(rows), dtype=torch.long)}
+
+
+def train_gan(generator, critic, batches, config, *, run, loss=relativistic_loss):
+    """-> the generator, its averaged weights in it when config.ema is set."""
+    return fit(Game(generator, critic), loss, batches, config, run=run, optimizer=adam).generator.eval()
