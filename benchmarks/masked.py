@@ -34,7 +34,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="parquet with the columns messages, source, topic and split")
     parser.add_argument("--run", type=Path, default=Path("runs/masked-benchmark"), help="where the encoder learns, and is looked for")
-    parser.add_argument("--steps", type=int, default=3000, help="of 32 windows of 128 tokens that the encoder learns from (default 3000)")
+    parser.add_argument("--steps", type=int, default=1800, help="of 64 windows of 64 tokens that the encoder learns from (default 1800)")
     parser.add_argument("--labels", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -86,10 +86,10 @@ def learnt(rows, folder, steps):
         def loss(model, batch, generator):
             ids = batch["ids"][:, :-1]
             ids[:, 0] = tokenizer.id(CLS)
-            return model.loss(*mask_tokens(ids, tokenizer, generator))
+            return model.loss(*mask_tokens(ids, tokenizer, generator, share=0.3))        # more hidden, more to learn from (Wettig et al. 2022)
 
-        config = TrainConfig(steps=steps, batch=32, lr=2e-3, muon_lr=6e-3, decay=0.6, precision="auto")
-        fit(lm, loss, TokenWindows(ids, 128, config.batch), config, run=Run(folder, resume=True, export=MaskedLM.files))
+        config = TrainConfig(steps=steps, batch=64, lr=2e-3, muon_lr=6e-3, decay=0.6, precision="auto")
+        fit(lm, loss, TokenWindows(ids, 64, config.batch), config, run=Run(folder, resume=True, export=MaskedLM.files))
     lm = MaskedLM.from_pretrained(folder / "model")
     return lm.encoder, lm.tokenizer
 

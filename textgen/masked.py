@@ -18,6 +18,7 @@ from gencore.embeddings import LearnedPositions, rows_of
 from gencore.layers import ACTIVATIONS, MLPConfig, NormConfig, make_norm
 from gencore.loss import IGNORED
 from gencore.masks import padding
+from gencore.positions import sinusoidal
 from gencore.text_encoder import encode_prompts
 from gencore.tokenizer import Tokenizer, train_bpe
 from gencore.transformer import Transformer, TransformerConfig
@@ -60,8 +61,10 @@ class Encoder(nn.Module):
         self.types = nn.Embedding(cfg.types, D)
         self.norm = make_norm(D, cfg.transformer.norm)
         self.transformer = Transformer(cfg.transformer)
-        for table in (self.embedding, self.positions.table, self.types):
+        for table in (self.embedding, self.types):
             nn.init.normal_(table.weight, std=0.02)
+        with torch.no_grad():                                        # neighbours are alike from the start: words beside are found sooner
+            self.positions.table.weight.copy_(0.03 * sinusoidal(torch.arange(cfg.context), D))
 
     def forward(self, ids, keep=None, types=None):
         _, T = dims("ids", ids, "B T")
