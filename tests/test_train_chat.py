@@ -43,6 +43,12 @@ def test_a_booking_is_told_with_other_values():
     assert first != ASKED[0]["content"] and first.split()[3] in last and "May 1st" in last and "9 am" in last and len(talk) == len(ASKED)
 
 
+def test_made_bookings_are_lessons_beside_the_recorded_ones():
+    recorded, both = lessons(ROWS, "train", 0.0), lessons(ROWS, "train", 0.0, made=5)
+    made = [talk for talk in both if talk not in recorded]
+    assert len(both) == len(recorded) + 5 and all(talk[0]["role"] == "user" and talk[-1]["role"] == "assistant" for talk in made)
+
+
 def test_all_speakers_or_the_assistant_alone_are_learnt():
     talks = lessons(ROWS, "train", 0.0)
     tokenizer = new(ChatRun(vocab=300, width=32, layers=1, heads=1, mlp=32), talks).tokenizer

@@ -16,12 +16,13 @@ from typing import Literal
 import torch
 
 from gencore.check import command
-from gencore.config import check_fields, override
+from gencore.config import Count, check_fields, override
 from gencore.data import Batches
 from gencore.tokenizer import train_bpe, with_chat
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat, turn_end
 from textgen.conversations import Packed, conversation_row, packed_loss, read_conversations, split_turns
+from textgen.made_bookings import Bookings
 from textgen.model import CausalLM
 from textgen.presets import llama_shape
 from textgen.slots import Swaps
@@ -44,6 +45,7 @@ class ChatRun:
     speakers: Literal["all", "assistant"] = "all"               # whose words are learnt
     asides: float = 0.15            # share of the conversations that a question interrupts that can't be answered
     swaps: float = 0.0              # share of the conversations that are told with other times, dates, numbers and names
+    made: Count = 0                 # made conversations beside the recorded ones
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, batch=8, lr=3e-3, muon_lr=6e-3, decay=0.6, weight_decay=0.2,
                                                                    precision="auto", eval_every=500, save_every=500))
 
@@ -51,18 +53,19 @@ class ChatRun:
         check_fields(self)
 
 
-def lessons(rows, split, asides, *, swaps=0.0, seed=0):
+def lessons(rows, split, asides, *, swaps=0.0, made=0, seed=0):
     """Rows of conversations -> lists of messages to learn from, of that split."""
     draw = random.Random(seed)
     rows = [row for row in rows if row["split"] == split]
     questions = [row["messages"][0]["content"] for row in rows if row["source"] in QUESTIONS]
     aside = lambda: [{"role": "user", "content": draw.choice(questions)}, {"role": "assistant", "content": draw.choice(UNKNOWN)}]
     tasks, talks = [row for row in rows if row["source"] in TASKS], []
-    swapped = Swaps([row["messages"] for row in tasks]) if swaps else None
+    swapped = Swaps([row["messages"] for row in tasks]) if swaps or made else None
     for row in tasks:
         messages = list(swapped(row["messages"], draw)) if draw.random() < swaps else list(row["messages"])
         place = 2 * draw.randrange(len(messages) // 2 + 1)
         talks.append(messages[:place] + aside() + messages[place:] if questions and draw.random() < asides else messages)
+    talks += [Bookings(swapped.words)(draw) for _ in range(made)]
     talks += [[{"role": "user", "content": question}, {"role": "assistant", "content": draw.choice(UNKNOWN)}] for question in questions]
     return talks
 
@@ -94,7 +97,7 @@ def main():
     args = parser.parse_intermixed_args()
     cfg = override(ChatRun(), args.settings)
     rows = read_conversations(args.data)
-    learnt = lessons(rows, "train", cfg.asides, swaps=cfg.swaps, seed=cfg.train.seed)
+    learnt = lessons(rows, "train", cfg.asides, swaps=cfg.swaps, made=cfg.made, seed=cfg.train.seed)
     held = lessons(rows, "validation", cfg.asides, seed=cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
     lm = CausalLM.from_pretrained(args.base).trainable() if args.base else new(cfg, learnt)

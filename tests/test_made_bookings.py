@@ -1,0 +1,41 @@
+"""textgen/made_bookings.py: speakers take turns, and whatever is asked to be confirmed was said before, by one side or the other."""
+import random
+import re
+
+import pytest
+
+from textgen.made_bookings import Bookings
+from textgen.slots import slots
+
+WORDS = "Sino Cha Grand Luna Park Inn Bella Oak Villette Royal".split()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_speakers_take_turns_and_what_is_confirmed_was_said(seed):
+    draw, make, confirmed = random.Random(seed), Bookings(WORDS), 0
+    for _ in range(200):
+        messages = make(draw)
+        assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2) and len(messages) >= 4
+        for place, message in enumerate(messages):
+            if message["role"] == "assistant" and re.search(r"\bconfirm\b", message["content"]):
+                said, confirmed = "\n".join(each["content"] for each in messages[:place]), confirmed + 1
+                for value, kind in slots(message["content"]).items():
+                    if kind == "name" and value.split()[0] not in ("Regular", "Luxury", "Pool"):
+                        assert value in said, (value, messages[:place + 1])
+                    if kind == "date":
+                        assert value.split()[1] in said
+    assert confirmed > 200
+
+
+def test_a_draw_gives_the_same_again_and_others_differ():
+    make = Bookings(WORDS)
+    assert make(random.Random(3)) == make(random.Random(3)) != make(random.Random(4))
+
+
+def test_users_speak_loosely_and_the_assistant_in_figures():
+    make = Bookings(WORDS)
+    times = dict(make.time(random.Random(seed)) for seed in range(300))
+    assert all(re.fullmatch(r"\d{1,2}(:\d\d)? [ap]m", said) for said in times.values())
+    assert {loose: said for loose, said in times.items() if loose.startswith("half past 7")}.items() <= {
+        "half past 7 in the morning": "7:30 am", "half past 7 in the evening": "7:30 pm"}.items()
+    assert make.date(random.Random(0))[1].startswith("March ") and make.count(random.Random(1), 4)[1] in range(1, 5)
