@@ -1,5 +1,58 @@
-"""Pictures of any mode as 8 bits a channel: palettes, grey of 16 bits, floating values, CMYK, transparency."""
+"""Pictures as people have them -> what models read: files, PIL pictures in any mode, arrays; checked, 8 bits a channel, on white, square.
+
+A file is not trusted: its size is looked at before it is decoded, and a broken one is named in one sentence."""
+import io
+import os
+import warnings
+
 import numpy as np
+import torch
+
+from gencore.check import DataError, InputError
+
+PIXELS = 64_000_000                  # a larger picture is refused before it is decoded
+
+
+def open_picture(source):
+    """Path, bytes, PIL picture, uint8 array (H,W), (H,W,3) or (H,W,4), or tensor (3,H,W) in [-1,1] -> PIL picture, RGB or RGBA."""
+    from PIL import Image, ImageOps
+    if torch.is_tensor(source):
+        source = _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
+    if not isinstance(source, (str, os.PathLike, bytes, Image.Image)):
+        raise InputError(f"expected a picture (path, PIL picture, array (H,W,3) or tensor (3,H,W)), got {type(source).__name__}")
+    named = isinstance(source, (str, os.PathLike))
+    name = str(source) if named else "the picture"
+    if named and not os.path.isfile(source):
+        raise DataError(f"{name or repr(name)} {'is a folder' if os.path.isdir(source) else 'does not exist'}: give the path of a picture")
+    try:
+        if isinstance(source, Image.Image):
+            return plain_colours(_first_frame(_not_huge(source, name), name))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)           # our own limit is lower
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with picture:
+            return plain_colours(ImageOps.exif_transpose(_first_frame(_not_huge(picture, name), name)))
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{name} has more than {PIXELS:,} pixels: make it smaller") from None
+    except Exception as error:                                                        # decoders raise what they like
+        raise DataError(f"{name} is not a picture that can be read: {str(error) or type(error).__name__}") from None
+
+
+def prepare(picture, size):
+    """PIL picture, RGB or RGBA -> (3,size,size) in [-1,1]: on white, the longer side brought to `size`, the rest white."""
+    from PIL import Image
+    rgba = picture.convert("RGBA")
+    scale = size / max(rgba.size)
+    if scale != 1:
+        rgba = rgba.resize([max(1, round(side * scale)) for side in rgba.size], Image.Resampling.BICUBIC)
+    ground = Image.new("RGBA", (size, size), "white")
+    ground.alpha_composite(rgba, ((size - rgba.width) // 2, (size - rgba.height) // 2))
+    rgb = torch.from_numpy(np.asarray(ground.convert("RGB")).copy()).permute(2, 0, 1)    # (3, size, size)
+    return rgb.float() / 127.5 - 1
 
 
 def plain_colours(picture):
@@ -20,3 +73,38 @@ def eight_bits(values):
     floating, top = values.dtype.kind == "f", values.max(initial=0)
     scale = 255.0 if floating and top <= 1 else 1.0 if top <= 255 else 255 / 65535
     return Image.fromarray((np.nan_to_num(values.astype(np.float64)) * scale).clip(0, 255).round().astype(np.uint8))
+
+
+def _not_huge(picture, name):
+    if picture.width * picture.height > PIXELS:
+        raise InputError(f"{name} has {picture.width} x {picture.height} pixels, at most {PIXELS:,} are read: make it smaller")
+    if not picture.width or not picture.height:
+        raise InputError(f"{name} is empty: {picture.width} x {picture.height} pixels")
+    return picture
+
+
+def _first_frame(picture, name):
+    if getattr(picture, "n_frames", 1) > 1:
+        warnings.warn(f"{name} has {picture.n_frames} frames: the first is read", stacklevel=4)
+        picture.seek(0)
+    return picture
+
+
+def _from_tensor(tensor):
+    if tensor.dim() != 3 or tensor.shape[0] not in (1, 3) or not tensor.is_floating_point():
+        raise InputError(f"a picture as a tensor should be floating, (3, height, width) in [-1, 1], "
+                         f"got {tensor.dtype} {tuple(tensor.shape)}")
+    if not tensor.isfinite().all() or tensor.abs().max() > 1 + 1e-3:
+        raise InputError("a picture as a tensor should hold values in [-1, 1]: scale it, or give a PIL picture")
+    array = ((tensor.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def _from_array(array):
+    from PIL import Image
+    if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[-1] in (3, 4)):
+        raise InputError(f"a picture as an array should be uint8, (height, width) or (height, width, 3 or 4), "
+                         f"got {array.dtype} {array.shape}")
+    if 0 in array.shape:
+        raise InputError(f"the picture is empty: shape {array.shape}")
+    return Image.fromarray(array)

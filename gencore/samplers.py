@@ -86,6 +86,12 @@ def guided(denoise, cond, null, scale):
     return lambda x, level: torch.lerp(denoise(x, level, null), denoise(x, level, cond), scale)
 
 
+def keeping(denoise, known, redrawn):
+    """denoise(x, level) -> one that knows the data (B,...) where `redrawn` (bool, broadcasts to it) is False: inpainting. What is known stays on
+    the path from its noise to itself, and the rest is drawn to go with it."""
+    return lambda x, level: torch.where(redrawn, denoise(x, level), known)
+
+
 def pairs(levels):
     """levels (S+1,) -> (now, after) float tensors, falling."""
     levels = torch.as_tensor(levels)

@@ -63,14 +63,13 @@ class Painter(nn.Module):
         """ids, keep (B,T) -> Memory that the transformer looks at."""
         return self.transformer.project(Memory(self.text_encoder(ids, keep), keep))
 
-    def draw(self, noise, words, null, *, steps, guidance, shift=1.0):
-        """noise (B,C,h,w), Memory of the prompts and of the negative prompt -> latents after each step.
+    def denoiser(self, words, null, *, levels, times, guidance):
+        """Memory of the prompts and of the negative prompt; levels and times of `flow_levels` -> denoise(x (B,C,h,w), level) -> data.
 
         Both prompts go through the transformer in one batch; noise levels and the prompts' keys are computed once."""
-        levels, times = flow_levels(steps, shift)
         one = guidance == 1
         memory = words if one else both(null, words)
-        told = dict(zip(levels.tolist(), zip(*self.transformer.level(times.to(noise)))))
+        told = dict(zip(levels.tolist(), zip(*self.transformer.level(times.to(memory.states)))))
         cache = PromptCache(self.transformer.cfg.layers)
 
         def denoise(x, now):
@@ -79,7 +78,7 @@ class Painter(nn.Module):
             velocity = said if one else torch.lerp(*said.chunk(2), float(guidance))
             return data_from("velocity", velocity, x, FLOW.scales(now))
 
-        return dpm_solver(denoise, noise, levels.to(noise))
+        return denoise
 
 
 class TextToImage:
@@ -112,17 +111,32 @@ class TextToImage:
 
     def draw(self, prompts, seeds, settings, *, tick=lambda: None):
         """Prompts and as many seeds -> pictures (B,3,H,W) in [-1,1]."""
+        return self.decode(self.sample(self.noise(seeds), self.read(prompts), settings, tick=tick))
+
+    def noise(self, seeds):
+        """(B,C,h,w), row i of the generator of seeds[i]."""
         cfg, device = self.painter.transformer.cfg, next(self.painter.parameters()).device
-        noise = torch.stack([torch.randn(cfg.channels, cfg.size, cfg.size, generator=torch.Generator().manual_seed(s)) for s in seeds])
-        words, null = self._read(prompts), self._read([settings.negative_prompt])
-        null = Memory(*(part.expand(len(prompts), *part.shape[1:]) for part in null))
-        latents = noise.to(device)
-        for latents in self.painter.draw(latents, words, null, steps=settings.steps, guidance=settings.guidance, shift=self.shift):
+        return torch.stack([torch.randn(cfg.channels, cfg.size, cfg.size, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(device)
+
+    def sample(self, noise, words, settings, *, start=None, tick=lambda: None):
+        """noise (B,C,h,w), words as `read` gives them -> latents. start: a Start, to begin from a picture instead of from noise alone."""
+        null = Memory(*(part.expand(len(noise), *part.shape[1:]) for part in self.read([settings.negative_prompt])))
+        levels, times = flow_levels(settings.steps, self.shift)
+        denoise, x = self.painter.denoiser(words, null, levels=levels, times=times, guidance=settings.guidance), noise
+        levels = levels.to(noise)
+        if start is not None:
+            denoise, x, levels = start.prepared(denoise, noise, levels)
+        for x in dpm_solver(denoise, x, levels):
             tick()
+        return x
+
+    def decode(self, latents):
+        """latents (B,C,h,w) -> pictures (B,3,H,W) in [-1,1]."""
         autoencoder = self.painter.autoencoder
         return autoencoder.decode(latents / autoencoder.cfg.scaling).clamp(-1, 1)
 
-    def _read(self, prompts):
+    def read(self, prompts):
+        """A list of prompts -> Memory that the transformer looks at; a prompt that is too long is cut, with a warning."""
         length = self.tokenizer.config.get("model_max_length", 120)
         ids, keep, cut = encode_prompts(self.tokenizer, prompts, length)
         if cut:

@@ -15,10 +15,10 @@ from gencore.choose import likeliest
 from gencore.decode import decode
 from gencore.families import read_config
 from gencore.kinds import expect_kind
+from gencore.pictures import open_picture, prepare
 from gencore.recipe import Recipe, lasting_name, made_with, register, save_text
 from gencore.tokenizer import Tokenizer
 from multimodal.families.llava import LLAVA
-from multimodal.pictures import open_picture, prepare
 from multimodal.splice import Spliced
 
 

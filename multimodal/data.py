@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from gencore.check import DataError
 from gencore.data_folder import image_folder
-from multimodal.pictures import see_through
+from gencore.pictures import plain_colours
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -183,3 +183,15 @@ def emoji_repeats(rows):
     """How often an emoji comes while each digit comes once: 12 times in a skin tone, 18 times without, flags 6 times."""
     return [6 if group == "Flags" else 18 if tone == "none" else 12
             for group, tone in zip(rows.column("group"), rows.column("skin_tone"))]
+
+
+def see_through(picture, size):
+    """PIL picture -> (4,size,size) uint8 with its transparency kept and the rest of the square transparent: a row to train on."""
+    from PIL import Image
+    rgba = plain_colours(picture).convert("RGBA")
+    scale = size / max(rgba.size)
+    if scale != 1:
+        rgba = rgba.resize([max(1, round(side * scale)) for side in rgba.size], Image.Resampling.BICUBIC)
+    whole = Image.new("RGBA", (size, size), (255, 255, 255, 0))
+    whole.paste(rgba, ((size - rgba.width) // 2, (size - rgba.height) // 2))
+    return torch.from_numpy(np.asarray(whole).copy()).permute(2, 0, 1).contiguous()

@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 
 import multimodal
 from gencore.check import CheckpointError, DataError, InputError, UnknownNameError
+from gencore.pictures import open_picture, prepare
 from gencore.tokenizer import train_bpe
 from multimodal.caption import Captioner, greedy
 from multimodal.data import VARIATION_DRAWS, CaptionBatchRows, CaptionRows, collate, folder_rows, vary
 from multimodal.evaluate import concept_of, name_figures, tone_of
-from multimodal.pictures import open_picture, prepare
 from multimodal.splice import SpliceConfig, Spliced
 from multimodal.vision import VisionConfig
 

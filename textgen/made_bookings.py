@@ -7,8 +7,8 @@ earlier, and changes of mind, of which recorded conversations have few."""
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WAYS = ("Street", "Avenue", "Road", "Boulevard", "Way", "Drive", "Lane", "Place", "Court")
 CITIES = ("San Francisco", "San Jose", "Oakland", "Berkeley", "Los Angeles", "San Diego", "Anaheim", "Sacramento", "Napa", "Santa Rosa", "Seattle",
-          "Portland", "Vancouver", "Las Vegas", "Phoenix", "Denver", "Chicago", "Atlanta", "New York", "Philadelphia", "Washington", "London", "Paris",
-          "Sydney", "Delhi", "Kuala Lumpur", "Nairobi", "Mexico City", "Rio de Janeiro", "Petaluma", "Livermore", "Hayward", "Novato", "Fremont")
+          "Portland", "Vancouver", "Las Vegas", "Phoenix", "Denver", "Chicago", "Atlanta", "New York", "Philadelphia", "Washington", "London",
+          "Paris", "Sydney", "Delhi", "Kuala Lumpur", "Nairobi", "Mexico City", "Rio de Janeiro", "Petaluma", "Livermore", "Hayward", "Novato")
 OPENINGS = ("Please confirm the following details:", "Please confirm:", "To confirm:", "Please confirm the following:", "Okay, please confirm:",
             "Can you confirm the following details, please?", "Please confirm the following information:", "Sure, to confirm:",
             "Can you please confirm that you want", "Please confirm that you want", "Please confirm that you would like", "Please confirm you want",
@@ -78,7 +78,7 @@ class Bookings:
         offer = ("{0} is a {1} star hotel.", "I found a {1} star hotel called {0}.", "How about {0}? It is a {1} star hotel.",
                  "There are {2} hotels you might like. One of them is {0}, which has {1} stars.", "What about the hotel named {0} with {1} stars?")
         if draw.random() < 0.3:
-            lines += [others(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another one?", "What else is there?"))]
+            lines += [others(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another?", "What else is there?"))]
         lines.append(others(draw, offer, hotel, stars, draw.randint(2, 10)))
         lines += self.aside(draw)
         (rooms_said, rooms), (days_said, days), (date_said, date) = self.count(draw, 4), self.count(draw, 9), self.date(draw)
@@ -96,7 +96,7 @@ class Bookings:
         lines = [others(draw, ("I want to eat out in {0}.", "Find me a restaurant in {0}.", "I'd like a table somewhere in {0}."), city)]
         (people_said, people), (time_said, time), (date_said, date) = self.count(draw, 8), self.time(draw), self.date(draw)
         facts = [(f"at {time_said}", f"at {time}", "At what time?"), (f"on {date_said}", f"on {date}", "On what day?"),
-                 (f"for {people_said}", draw.choice((f"for {people}", f"for {people} {'people' if people > 1 else 'person'}")), "For how many people?")]
+                 (f"for {people_said}", f"for {people}{draw.choice(('', ' people' if people > 1 else ' person'))}", "For how many people?")]
         if draw.random() < 0.4:
             lines += ["Do you have a restaurant in mind?", others(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
             lines += self.told(draw, None, facts)

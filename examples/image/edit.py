@@ -1,0 +1,70 @@
+"""Edits pictures by words, with a painter that ships or is yours: the whole picture, a part of it, or the way from one to another.
+
+    python examples/image/edit.py                                                      a sheet of edits of pictures that it draws first: runs/edit.png
+    python examples/image/edit.py face.png "crying face, noto style" --strength 0.6    your picture, as far from it as the strength says
+    python examples/image/edit.py face.png "cowboy hat face, noto style" --mask top.png                only where the mask is white
+    python examples/image/edit.py --between "red apple" lemon --frames 12              a GIF that goes from one to the other
+
+The painter knows digits and emoji at 64x64; a picture of another size is brought to it, on white."""
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gencore.check import InputError, command
+from imagegen import Editor
+from imagegen.gan import save_gif
+
+SHEET = (("as drawn", None), ("openmoji style", ("grinning face, openmoji style", 0.7, None)), ("crying", ("crying face, noto style", 0.6, None)),
+         ("a robot of it", ("robot, noto style", 0.8, None)), ("a hat on it", ("cowboy hat face, noto style", None, (0, 0.47))),
+         ("another mouth", ("face with tongue, noto style", None, (0.56, 0.9))))
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", nargs="?", type=Path, help="a picture file (default: one that is drawn)")
+    parser.add_argument("prompt", nargs="?", help="what it should become")
+    parser.add_argument("--mask", type=Path, help="a picture of the same size, white where it is drawn anew")
+    parser.add_argument("--strength", type=float, help="how much may change, 0 to 1 (default 0.6, with a mask 1)")
+    parser.add_argument("--between", nargs="+", metavar="PROMPT", help="two prompts or more: a GIF that leads through them")
+    parser.add_argument("--frames", type=int, default=8, help="of each part of that way (default 8)")
+    parser.add_argument("--painter", default="painter", help="a shipped name or a folder (default: painter)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default: runs/edit.png, for a way runs/between.gif")
+    args = parser.parse_args()
+    out = args.out or Path("runs") / ("between.gif" if args.between else "edit.png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    editor = Editor.from_pretrained(args.painter)
+    if args.between:
+        save_gif(editor.between(args.between, seeds=[args.seed], frames=args.frames), out, milliseconds=120)
+    elif args.picture:
+        if args.prompt is None:
+            raise InputError(f'what should {args.picture} become? Give a prompt behind it, such as "crying face, noto style"')
+        editor(args.picture, args.prompt, strength=args.strength, mask=args.mask, seed=args.seed).save(out)
+    else:
+        sheet(editor, args.seed).save(out)
+    print(f"wrote {out}")
+
+
+def sheet(editor, seed):
+    """A face, and what becomes of it."""
+    face = editor.painter("grinning face, noto style", seed=seed, progress=False)[0]
+    pictures = [face]
+    for name, edit in SHEET[1:]:
+        prompt, strength, rows = edit                                        # rows: from where to where, as shares of the height
+        mask = None
+        if rows is not None:
+            mask = np.zeros(face.size[::-1], bool)
+            mask[round(rows[0] * face.height):round(rows[1] * face.height)] = True
+        pictures.append(editor(face, prompt, strength=strength, mask=mask, seed=seed))
+    whole = Image.new("RGB", (len(pictures) * (face.width + 4), face.height), "white")
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (i * (face.width + 4), 0))
+        print(SHEET[i][0])
+    return whole
+
+
+if __name__ == "__main__":
+    main()

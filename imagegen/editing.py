@@ -1,0 +1,171 @@
+"""Editor: a picture drawn anew from words, in part or as a whole, by a painter.
+
+    editor = Editor.from_pretrained("painter")
+    editor("face.png", "grinning face, openmoji style", strength=0.6, seed=0)          the whole picture, as far from it as strength says
+    editor(picture, "red heart", mask=mask, seed=0)                                   only where the mask is white
+    editor.between(["red apple", "lemon"], seeds=[0], frames=12)                      from picture to picture
+
+Meng et al. 2022 (SDEdit): begin from the picture with some of its noise. A mask: at every step the data outside it is known."""
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gencore.check import InputError, in_range, seeds_of, whole
+from gencore.diffusion import FLOW
+from gencore.pictures import open_picture, prepare
+from gencore.recipe import Recipe, register
+from gencore.samplers import keeping
+from gencore.transformer import Memory
+from imagegen.gan import along_sphere
+from imagegen.text_to_image import DrawSettings, TextToImage, check_prompts, finished
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where drawing begins, and what it leaves alone."""
+    known: torch.Tensor                         # (1,C,h,w) latents of the picture
+    strength: float                             # share of the steps that are gone; 1 = from noise alone
+    redrawn: torch.Tensor | None = None         # (1,1,h,w) bool, False = these latents stay
+
+    def prepared(self, denoise, noise, levels):
+        """-> the denoiser, x and levels of the sampling."""
+        gone = len(levels) - 1 - max(1, round(self.strength * (len(levels) - 1)))
+        x = noise if gone == 0 else FLOW.mix(self.known, noise, levels[gone])
+        return denoise if self.redrawn is None else keeping(denoise, self.known, self.redrawn), x, levels[gone:]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit, checked."""
+    before: torch.Tensor                        # (1,3,S,S) in [-1,1]
+    redrawn: torch.Tensor | None                # (1,1,S,S) bool, None = all of it
+    prompt: str
+    strength: float
+    seed: int
+    settings: DrawSettings
+
+
+class Editor:
+    """Edits pictures by the words of a TextToImage."""
+
+    def __init__(self, painter):
+        self.painter = painter
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """What TextToImage.from_pretrained opens."""
+        return cls(TextToImage.from_pretrained(name))
+
+    @torch.inference_mode()
+    def __call__(self, picture, prompt, *, strength=None, mask=None, steps=20, guidance=3.0, negative_prompt="", seed=None):
+        """A picture (path, PIL picture, array or tensor) and a prompt -> a PIL picture of the painter's size.
+
+        strength: 0 to 1, how much of it may change (default 0.6; 1 with a mask). mask: a picture or bool array of the same size, white (True) is
+        drawn anew; outside it every pixel stays as it was."""
+        check_prompts([prompt])
+        settings = DrawSettings(steps, guidance, negative_prompt)
+        strength = (0.6 if mask is None else 1.0) if strength is None else strength
+        in_range("strength", strength, 0, 1)
+        seed, = seeds_of(seed, 1)
+        size = self.side
+        opened = open_picture(picture)
+        before = prepare(opened, size)[None]                                       # (1, 3, S, S)
+        redrawn = None if mask is None else prepare(kept(mask, opened.size), size)[None, :1] < 0        # (1, 1, S, S)
+        edit = Edit(before, redrawn, prompt, strength, seed, settings)
+        return finished(self._drawn(edit), [self._recipe(edit)], "pil")[0]
+
+    @property
+    def side(self):
+        """Of the pictures."""
+        return self.painter.painter.transformer.cfg.size * self.painter.painter.autoencoder.cfg.shrink
+
+    def _drawn(self, edit):
+        vae = self.painter.painter.autoencoder
+        device = next(vae.parameters()).device
+        known = vae.encode(edit.before.to(device))[0] * vae.cfg.scaling
+        coarse = None if edit.redrawn is None else F.max_pool2d(edit.redrawn.to(device).float(), vae.cfg.shrink) > 0
+        start = Start(known, edit.strength, coarse)
+        latents = self.painter.sample(self.painter.noise([edit.seed]), self.painter.read([edit.prompt]), edit.settings, start=start)
+        after = self.painter.decode(latents).cpu()
+        return after if edit.redrawn is None else torch.where(edit.redrawn, after, edit.before)
+
+    @torch.inference_mode()
+    def between(self, prompts, *, seeds=(0,), frames=8, steps=20, guidance=3.0):
+        """Prompts, or one, and seeds, or one -> PIL pictures from the first to the last, `frames` for each part and the last one.
+
+        What is one stays: two prompts and one seed change what is drawn, one prompt and two seeds how. Prompts go along lines, noises along arcs."""
+        prompts, settings = check_prompts(prompts), DrawSettings(steps, guidance)
+        if not isinstance(seeds, (list, tuple)) or not seeds:
+            raise InputError(f"seeds should be a list of whole numbers, got {seeds!r:.80}")
+        keys = max(len(prompts), len(seeds))
+        if keys < 2 or any(len(given) not in (1, keys) for given in (prompts, seeds)):
+            raise InputError("prompts and seeds should be as many, or one of them one and the other two or more, "
+                             f"got {len(prompts)} and {len(seeds)}")
+        whole("frames", frames, 1, 1000)
+        words = self.painter.read([prompts[0]] * keys if len(prompts) == 1 else prompts)
+        noise = self.painter.noise([seeds_of(seed, 1)[0] for seed in (list(seeds) * keys)[:keys]])
+        made = []
+        for place in [i + n / frames for i in range(keys - 1) for n in range(frames)] + [keys - 1]:
+            i, share = min(int(place), keys - 2), place - min(int(place), keys - 2)
+            memory = way(Memory(words.states[i:i + 2], words.keep[i:i + 2]), share)
+            x = along_sphere(noise[i].flatten(), noise[i + 1].flatten(), share).view_as(noise[:1])
+            made.append(self.painter.decode(self.painter.sample(x, memory, settings)))
+        return finished(torch.cat(made), [None] * len(made), "pil")
+
+    def _recipe(self, edit):
+        if not self.painter.digest:
+            return None
+        mask = None if edit.redrawn is None else to_base64(edit.redrawn.float().expand(-1, 3, -1, -1) * 2 - 1)
+        settings = {name: getattr(edit.settings, name) for name in ("steps", "guidance", "negative_prompt")}
+        return Recipe.made("edit", self.painter.name, self.painter.digest, seed=edit.seed, settings={"strength": edit.strength, **settings},
+                           inputs={"prompt": edit.prompt, "picture": to_base64(edit.before), "mask": mask})
+
+
+def way(two, share):
+    """Memory of two prompts (2,S,M) -> of what lies between them (1,S,M): their states mixed place by place; a shorter one repeats its end."""
+    if share in (0, 1):
+        return Memory(two.states[int(share)][None], two.keep[int(share)][None])
+    states = [torch.where(keep[:, None], own, own[int(keep.sum()) - 1]) for own, keep in zip(two.states, two.keep)]
+    return Memory(torch.lerp(*states, share)[None], (two.keep[0] | two.keep[1])[None])
+
+
+def kept(mask, size):
+    """A mask as people have it, of that size (width, height) -> PIL picture, white where the picture stays (as what is around it does)."""
+    if isinstance(mask, np.ndarray) and mask.dtype == bool:
+        mask = mask.astype(np.uint8) * 255
+    grey = open_picture(mask).convert("L")
+    if grey.size != size:
+        raise InputError(f"the mask has {grey.width} x {grey.height} pixels, the picture {size[0]} x {size[1]}: make them agree")
+    stays = grey.point(lambda value: 0 if value > 127 else 255)
+    if stays.getextrema()[0] == 255:
+        raise InputError("the mask is black everywhere: white is what is drawn anew")
+    return stays
+
+
+def to_base64(pictures):
+    """(1,3,S,S) in [-1,1] -> PNG in base64."""
+    file = io.BytesIO()
+    finished(pictures, [None], "pil")[0].save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def remake(recipe):
+    """Recipe -> PIL picture: what `gencore.replay` calls."""
+    inputs, settings = recipe.inputs, recipe.settings
+    picture, mask = (from_base64(name, inputs[name]) for name in ("picture", "mask"))
+    return Editor.from_pretrained(recipe.model)(picture, inputs["prompt"], mask=mask, seed=recipe.seed, **{
+        name: settings[name] for name in ("strength", "steps", "guidance", "negative_prompt")})
+
+
+def from_base64(name, text):
+    try:
+        return None if text is None else base64.b64decode(text, validate=True)
+    except (TypeError, ValueError):
+        raise InputError(f"recipe: inputs.{name} should be a PNG in base64, got {text!r:.40}") from None
+
+
+register("edit", remake)

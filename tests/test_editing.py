@@ -1,0 +1,128 @@
+"""imagegen/editing.py: what stays stays to the byte, strength from nothing to everything, ways between pictures, recipes, wrong input."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gencore
+from gencore.check import DataError, InputError
+from gencore.diffusion import FLOW, flow_levels
+from gencore.samplers import dpm_solver, euler, keeping, last
+from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.dit import DiT, DiTConfig
+from imagegen.editing import Editor
+from imagegen.text_to_image import Painter, TextToImage
+from tests.scripts import EXAMPLES, run
+
+PROMPTS = ["a handwritten seven", "slice of pizza, noto style"]
+
+
+@pytest.fixture(scope="module")
+def editor(tmp_path_factory):
+    """A tiny painter with random weights, saved and opened."""
+    torch.manual_seed(0)
+    tokenizer = train_prompt_tokenizer(PROMPTS * 4, 300, length=12)
+    transformer = DiT(DiTConfig(channels=3, size=4, width=24, layers=1, heads=2, captions=20, out_channels=3))
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    parts = Painter(transformer, TextEncoder(TextEncoderConfig(vocab=300, width=20, heads=2, head_width=8, mlp=30)),
+                    Autoencoder(AutoencoderConfig(channels=(4, 8, 8), latent=3, groups=2, size=16)))
+    folder = tmp_path_factory.mktemp("painters") / "tiny"
+    TextToImage(parts, tokenizer).save_pretrained(folder)
+    return Editor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("sampler", [euler, dpm_solver])
+def test_what_is_known_comes_out_as_it_was_and_the_rest_is_drawn(sampler):
+    """Gaussian data of mean 2: a denoiser in closed form; half of the components are known to be -5."""
+    torch.manual_seed(0)
+    mean, spread = 2.0, 0.5
+
+    def denoise(x, level):
+        alpha, sigma = FLOW.scales(level)
+        return mean + alpha * spread ** 2 / (alpha ** 2 * spread ** 2 + sigma ** 2) * (x - alpha * mean)
+
+    known, redrawn = torch.full((4000, 2), -5.0), torch.tensor([True, False])
+    x = last(sampler(keeping(denoise, known, redrawn), torch.randn(4000, 2), flow_levels(50)[0]))
+    torch.testing.assert_close(x[:, 1], known[:, 1], atol=1e-4, rtol=0)
+    assert x[:, 0].mean() == pytest.approx(mean, abs=0.05) and x[:, 0].std() == pytest.approx(spread, abs=0.05)
+
+
+def test_outside_the_mask_every_pixel_stays(editor, picture):
+    mask = np.zeros((16, 16), bool)
+    mask[4:9, 2:7] = True
+    after = np.asarray(editor(picture, PROMPTS[0], mask=mask, steps=3, seed=1))
+    same = (after == np.asarray(picture)).all(-1)
+    assert same[~mask].all() and not same[mask].all()
+    as_picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    np.testing.assert_array_equal(after, np.asarray(editor(picture, PROMPTS[0], mask=as_picture, steps=3, seed=1)))
+
+
+def test_what_lies_around_a_picture_that_is_not_square_stays_white(editor):
+    wide = Image.new("RGB", (16, 8), "red")
+    after = np.asarray(editor(wide, PROMPTS[0], mask=np.ones((8, 16), bool), steps=2, seed=1))
+    assert (after[:3] == 255).all() and (after[-3:] == 255).all() and after.shape == (16, 16, 3)
+
+
+def test_strength_goes_from_the_picture_to_noise_alone(editor, picture):
+    drawn = {strength: np.asarray(editor(picture, PROMPTS[0], strength=strength, steps=10, seed=2)).astype(float) for strength in (0.0, 0.5, 1.0)}
+    alone = np.asarray(editor.painter(PROMPTS[0], steps=10, seed=2, progress=False)[0]).astype(float)
+    np.testing.assert_allclose(drawn[1.0], alone, atol=1)
+    far = [np.abs(values - alone).mean() for values in drawn.values()]
+    assert far[0] > 0 and far[2] <= 1 and len({values.tobytes() for values in drawn.values()}) == 3
+
+
+def test_an_edit_is_made_again_from_its_file(editor, picture, tmp_path):
+    for name, mask in (("whole", None), ("part", np.eye(16, dtype=bool))):
+        made = editor(picture, PROMPTS[1], mask=mask, steps=2, seed=7)
+        made.save(tmp_path / f"{name}.png")
+        assert gencore.replay(tmp_path / f"{name}.png").tobytes() == made.tobytes()
+
+
+def test_a_way_begins_and_ends_at_its_pictures(editor):
+    ends = editor.painter(PROMPTS, steps=2, seed=0, progress=False)[0], editor.painter(PROMPTS[1], steps=2, seed=0, progress=False)[0]
+    frames = editor.between(PROMPTS, seeds=[0], frames=3, steps=2)
+    assert len(frames) == 4 and len({frame.tobytes() for frame in frames}) == 4
+    for frame, end in zip((frames[0], frames[-1]), ends):
+        np.testing.assert_allclose(np.asarray(frame).astype(float), np.asarray(end).astype(float), atol=1)
+    assert len(editor.between(PROMPTS[:1], seeds=[0, 1, 2], frames=2, steps=1)) == 5
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda e, p: e(p, ["a"]), "prompts.0. should be a string"), (lambda e, p: e(p, "a", strength=1.5), "strength should be .* 0 .* 1.*1.5"),
+    (lambda e, p: e(p, "a", mask=np.ones((3, 4), bool)), "the mask has 4 x 3 pixels, the picture 16 x 16: make them agree"),
+    (lambda e, p: e(p, "a", mask=np.zeros((16, 16), bool)), "black everywhere"), (lambda e, p: e(7, "a"), "expected a picture .* got int"),
+    (lambda e, p: e(p, "a", steps=0), "steps"), (lambda e, p: e.between(["a"], seeds=[0]), "got 1 and 1"),
+    (lambda e, p: e.between(["a", "b", "c"], seeds=[0, 1]), "got 3 and 2"), (lambda e, p: e.between(["a", "b"], seeds=3), "a list of whole.*got 3"),
+    (lambda e, p: e.between(["a", "b"], frames=0), "frames"),
+])
+def test_wrong_calls_are_named(editor, picture, call, words):
+    with pytest.raises(InputError, match=words):
+        call(editor, picture)
+
+
+def test_files_that_are_no_pictures_are_named(editor, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="is not a picture that can be read"):
+        editor(tmp_path / "a.png", "a")
+    with pytest.raises(DataError, match="does not exist"):
+        editor(tmp_path / "b.png", "a")
+
+
+def test_the_example_edits_a_file_a_sheet_and_a_way(editor, picture, tmp_path, capsys):
+    picture.save(tmp_path / "a.png")
+    Image.new("L", (16, 16), 255).save(tmp_path / "mask.png")
+    given = [EXAMPLES / "image" / "edit.py", "--painter", editor.painter.name, "--out"]
+    run(*given, tmp_path / "b.png", tmp_path / "a.png", PROMPTS[0], "--mask", tmp_path / "mask.png")
+    run(*given, tmp_path / "sheet.png")
+    run(*given, tmp_path / "way.gif", "--between", *PROMPTS, "--frames", "2")
+    assert [Image.open(tmp_path / name).size for name in ("b.png", "sheet.png", "way.gif")] == [(16, 16), (6 * 20, 16), (16, 16)]
+    with pytest.raises(SystemExit):
+        run(*given, tmp_path / "c.png", tmp_path / "a.png")
+    assert "Give a prompt behind it" in capsys.readouterr().err
