@@ -132,6 +132,22 @@ def flow_loss(network, data, noise, levels):
     return (said - target("velocity", data, noise, FLOW.scales(levels))).square().flatten(1).mean(1)
 
 
+def path_loss(network, data, noise, levels, *, predicts="noise", path=VP):
+    """data, noise (B,...), levels (B,) -> mean squared error of what the network predicts at x, (B,). network(x, levels)."""
+    said = network(path.mix(data, noise, levels), levels)
+    return (said - target(predicts, data, noise, path.scales(levels))).square().flatten(1).mean(1)
+
+
+def min_snr(predicts, levels, *, path=VP, most=5.0):
+    """levels (B,) -> weights (B,) of path_loss: as if errors of the data counted by min(SNR, most), so that no level rules (Hang et al. 2023)."""
+    alpha, sigma = path.scales(levels)
+    snr = (alpha / sigma) ** 2
+    of_data = {"data": 1.0, "noise": 1 / snr, "v": (sigma / (alpha ** 2 + sigma ** 2)) ** 2, "velocity": (sigma / (alpha + sigma)) ** 2}
+    if predicts not in of_data:
+        raise ConfigError(f'a network predicts "data", "noise", "velocity" or "v", got "{predicts}"')
+    return snr.clamp(max=most) * of_data[predicts]
+
+
 def edm_loss(network, data, noise, levels, *, spread_of_data=0.5):
     """Karras et al. 2022, eq. 8: data, noise (B,...), levels (B,) -> weighted squared error, (B,).
 

@@ -49,6 +49,17 @@ def ddpm(denoise, x, levels, generator, *, path=VP):
         yield x
 
 
+def euler_ancestral(denoise, x, levels, generator):
+    """"ve" path: an Euler step further down than the next level, and fresh noise up to it: k-diffusion's `sample_euler_ancestral`."""
+    for now, after in pairs(levels):
+        fresh = after * (1 - (after / now) ** 2) ** 0.5
+        down = (after ** 2 - fresh ** 2) ** 0.5
+        x = x + (down - now) * (x - denoise(x, now)) / now
+        if after > 0:
+            x = x + fresh * torch.randn(x.shape, generator=generator).to(x)
+        yield x
+
+
 def dpm_solver(denoise, x, levels, path=FLOW):
     """Any path: DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one call a step; first order at the start and into 0.
 
@@ -77,13 +88,15 @@ def last(way):
     return x
 
 
-def guided(denoise, cond, null, scale):
+def guided(denoise, cond, null, scale, *, within=(0.0, float("inf"))):
     """denoise(x, level, condition) -> denoise(x, level) that leans from `null` towards `cond` (Ho & Salimans 2022); two calls.
 
-    scale 1 is `cond` alone."""
-    if scale == 1:
-        return lambda x, level: denoise(x, level, cond)
-    return lambda x, level: torch.lerp(denoise(x, level, null), denoise(x, level, cond), scale)
+    scale 1 is `cond` alone, as are levels outside `within` = (low, high] (Kynkaanniemi et al. 2024: guidance in the middle alone)."""
+    def guide(x, level):
+        if scale == 1 or not within[0] < level <= within[1]:
+            return denoise(x, level, cond)
+        return torch.lerp(denoise(x, level, null), denoise(x, level, cond), scale)
+    return guide
 
 
 def keeping(denoise, known, redrawn):

@@ -19,6 +19,8 @@ from gencore.diffusion import (
     linear_betas,
     log_normal,
     logit_normal,
+    min_snr,
+    path_loss,
     target,
     vp_levels,
 )
@@ -118,3 +120,28 @@ def test_wrong_steps_and_predictions_are_refused():
     with pytest.raises(ConfigError, match="velocity"):
         target("speed", torch.zeros(1), torch.zeros(1), (1.0, 0.0))
     assert np.isfinite(flow_levels(1000)[0]).all()
+
+
+@pytest.mark.parametrize("path", [FLOW, VP])
+@pytest.mark.parametrize("predicts", ["data", "noise", "velocity", "v"])
+def test_min_snr_weighs_every_prediction_as_errors_of_the_data(path, predicts):
+    """The same error of the data, said in four ways, costs the same."""
+    torch.manual_seed(0)
+    levels = torch.tensor([0.05, 0.3, 0.7, 0.9]) if path is FLOW else torch.tensor([0.05, 0.5, 2.0, 9.0])
+    data, noise, wrong = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3) * 0.1
+    alpha, sigma = (s[:, None] for s in path.scales(levels))
+    x = path.mix(data, noise, levels)
+    said = target(predicts, data + wrong, (x - alpha * (data + wrong)) / sigma, path.scales(levels))
+    loss = min_snr(predicts, levels, path=path) * path_loss(lambda x, t: said, data, noise, levels, predicts=predicts, path=path)
+    wanted = (alpha / sigma)[:, 0].square().clamp(max=5.0) * wrong.square().mean(1)
+    torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_min_snr_of_noise_is_diffusers_recipe():
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import compute_snr
+    scheduler, times = DDPMScheduler(), torch.tensor([5, 100, 500, 900])
+    snr = compute_snr(scheduler, times)
+    torch.testing.assert_close(min_snr("noise", vp_levels(linear_betas())[times]), snr.clamp(max=5) / snr, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match="predicts"):
+        min_snr("noize", torch.ones(1))

@@ -6,7 +6,7 @@ import torch
 
 from gencore.check import InputError
 from gencore.diffusion import FLOW, VE, VP, flow_levels, karras_levels, linear_betas, vp_levels
-from gencore.samplers import ddim, ddpm, dpm_solver, euler, guided, heun, last
+from gencore.samplers import ddim, ddpm, dpm_solver, euler, euler_ancestral, guided, heun, last
 
 SPREAD = 0.7                # of Gaussian data: its best denoiser is known
 
@@ -130,6 +130,47 @@ def test_edm_euler_walks_as_in_diffusers():
     skip = 0.5 ** 2                                                                 # a silent network under EDM's preconditioning
     for ours, (theirs, _) in zip(euler(lambda x, s: x * skip / (s ** 2 + skip), x, levels), way):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [4, 25])
+def test_ancestral_chains_walk_as_in_diffusers_with_the_same_noise(steps):
+    from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
+    torch.manual_seed(3)
+    weight, x = torch.randn(6, 6) / 3, torch.randn(2, 6)
+
+    def says(x, t):
+        return torch.tanh(x @ weight + t / 1000)
+
+    scheduler = DDPMScheduler(beta_schedule="linear", clip_sample=False)
+    scheduler.set_timesteps(steps)
+    levels = torch.cat((vp_levels(linear_betas())[scheduler.timesteps], torch.zeros(1)))
+    known = dict(zip(levels.tolist(), scheduler.timesteps))
+    mine, theirs, expected = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0), x
+    for ours, t in zip(ddpm(lambda x, s: (x - VP.scales(s)[1] * says(x, known[float(s)])) / VP.scales(s)[0], x, levels, mine), scheduler.timesteps):
+        expected = scheduler.step(says(expected, t), t, expected, generator=theirs).prev_sample
+        torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-4)           # their table is summed in float32
+
+    scheduler = EulerAncestralDiscreteScheduler(beta_schedule="linear")
+    scheduler.set_timesteps(steps)
+    levels, x = scheduler.sigmas, x * scheduler.init_noise_sigma
+    known = dict(zip(levels.tolist(), scheduler.timesteps))
+    mine, theirs, expected = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0), x
+    way = euler_ancestral(lambda x, s: x - s * says(x / (s ** 2 + 1) ** 0.5, known[float(s)]), x, levels, mine)
+    for ours, t in zip(way, scheduler.timesteps):
+        expected = scheduler.step(says(scheduler.scale_model_input(expected, t), t), t, expected, generator=theirs).prev_sample
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_euler_ancestral_gives_the_spread_of_the_data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20000, generator=generator, dtype=torch.float64) * 80
+    made = last(euler_ancestral(gaussian(VE), x, karras_levels(400).double(), generator))
+    assert abs(made.std() - SPREAD) < 0.02 and abs(made.mean()) < 0.02
+
+
+def test_guidance_holds_within_its_levels_alone():
+    lean = guided(lambda x, level, word: x * word, 3.0, 1.0, 4.0, within=(0.2, 0.8))
+    assert [lean(torch.ones(1), torch.tensor(level)).item() for level in (0.1, 0.2, 0.5, 0.8, 0.9)] == pytest.approx([3, 3, 9, 9, 3])
 
 
 def test_guidance_leans_from_null_to_condition():
