@@ -110,6 +110,23 @@ class Join:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Several equal tensors there, one here."""
+    theirs: tuple[str, ...]
+    ours: str
+
+    def to_ours(self, tensors):
+        first, *others = (tensors[name] for name in self.theirs)
+        for name, other in zip(self.theirs[1:], others):
+            if other.shape != first.shape or other.device.type != "meta" and not torch.equal(other, first):
+                raise CheckpointError(f'"{name}" should equal "{self.theirs[0]}", of which it is a copy, and differs')
+        return {self.ours: first}
+
+    def to_theirs(self, tensors):
+        return {name: tensors[self.ours] for name in self.theirs}
+
+
+@dataclass(frozen=True)
 class Tie:
     """Their copy of a tensor that another rule delivers: never written, may be there when read, and must be equal."""
     theirs: str
@@ -182,7 +199,7 @@ class Family:
         For what stands beside a matrix rather than in its place, such as a low-rank adapter."""
         found = []
         for rule in self.rules(cfg):
-            if isinstance(rule, (Tie, Drop, Join)):
+            if isinstance(rule, (Tie, Drop, Join, Copies)):
                 continue
             for numbers in _bindings((rule.ours,), shapes):
                 ours, first = _filled(rule.ours, numbers), 0
