@@ -116,9 +116,9 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """pictures (B,3,H,W) -> (B,2C,h,w), before the 1x1 convolution."""
+    """pictures (B,3,H,W) -> (B,outputs,h,w), before the 1x1 convolution; outputs: 2C unless told otherwise."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, outputs=None):
         super().__init__()
         sizes = cfg.channels
         self.conv_in = nn.Conv2d(cfg.picture_channels, sizes[0], 3, padding=1)
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
             for i, size in enumerate(sizes))
         self.mid_block = Middle(sizes[-1], cfg.groups, cfg.middle_attention)
         self.conv_norm_out = nn.GroupNorm(cfg.groups, sizes[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(sizes[-1], 2 * cfg.latent, 3, padding=1)
+        self.conv_out = nn.Conv2d(sizes[-1], outputs or 2 * cfg.latent, 3, padding=1)
 
     def forward(self, pictures):
         h = self.conv_in(pictures)

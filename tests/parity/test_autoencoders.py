@@ -1,0 +1,95 @@
+"""VQModel and VQAutoencoder, AutoencoderTiny and TinyAutoencoder, on the same random weights; the quantized one learns."""
+import pytest
+import torch
+
+from gencore.check import ConfigError, InputError
+from imagegen.autoencoder import AutoencoderConfig
+from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
+from imagegen.families.vq_model import VQ_MODEL
+from imagegen.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from imagegen.vq_autoencoder import VQAutoencoder, VQAutoencoderConfig, vq_loss
+
+
+def quantized(channels=(8, 12), layers=1, width=None):
+    from diffusers import VQModel
+    torch.manual_seed(0)
+    theirs = VQModel(down_block_types=("DownEncoderBlock2D",) * len(channels), up_block_types=("UpDecoderBlock2D",) * len(channels),
+                     block_out_channels=channels, layers_per_block=layers, latent_channels=3, norm_num_groups=4, sample_size=16, num_vq_embeddings=20,
+                     vq_embed_dim=width).eval()
+    torch.nn.init.normal_(theirs.quantize.embedding.weight)
+    cfg = VQ_MODEL.to_ours(dict(theirs.config))
+    ours = VQAutoencoder(cfg).load_weights(VQ_MODEL.import_state(cfg, theirs.state_dict())).eval()
+    return theirs, ours
+
+
+@pytest.mark.parametrize("channels, layers, width", [((8,), 1, None), ((8, 12), 2, 5), ((4, 8, 16), 1, 2)])
+@torch.no_grad()
+def test_the_quantized_one_says_the_same_as_diffusers(channels, layers, width):
+    theirs, ours = quantized(channels, layers, width)
+    pictures = torch.rand(2, 3, 16, 24) * 2 - 1
+    h = theirs.encode(pictures).latents
+    torch.testing.assert_close(ours.latents(pictures), h, rtol=1e-5, atol=1e-5)
+    codes = theirs.quantize(h)[2][2].view(2, *h.shape[2:])
+    assert torch.equal(ours.encode(pictures), codes) and len(codes.unique()) > 1
+    torch.testing.assert_close(ours.decode(codes), theirs.decode(h).sample, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(pictures)[0], theirs.decode(h).sample, rtol=1e-4, atol=1e-5)
+
+
+def tiny():
+    from diffusers import AutoencoderTiny
+    torch.manual_seed(0)
+    theirs = AutoencoderTiny(encoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 2), decoder_block_out_channels=(12, 12),
+                             num_decoder_blocks=(2, 1)).eval()
+    cfg = AUTOENCODER_TINY.to_ours(dict(theirs.config))
+    ours = TinyAutoencoder(cfg).eval()
+    ours.load_state_dict(AUTOENCODER_TINY.import_state(cfg, theirs.state_dict()))
+    return theirs, ours
+
+
+@torch.no_grad()
+def test_the_tiny_one_says_the_same_as_diffusers():
+    theirs, ours = tiny()
+    pictures = torch.rand(2, 3, 16, 24) * 2 - 1
+    latents = theirs.encode(pictures).latents
+    torch.testing.assert_close(ours.encode(pictures), latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.decode(latents * 9), theirs.decode(latents * 9).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("made, family", [(quantized, VQ_MODEL), (tiny, AUTOENCODER_TINY)])
+def test_weights_survive_the_way_there_and_back(made, family):
+    theirs, ours = made()
+    state = theirs.state_dict()
+    back = family.export_state(ours.cfg, ours.weights() if family is VQ_MODEL else ours.state_dict())
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+    assert family.to_ours(family.to_theirs(ours.cfg)) == ours.cfg
+    again = type(theirs).from_config(family.to_theirs(ours.cfg))
+    again.load_state_dict(back)
+
+
+def test_the_quantized_one_learns_pictures_by_heart():
+    torch.manual_seed(0)
+    model = VQAutoencoder(VQAutoencoderConfig(AutoencoderConfig(channels=(8, 16), latent=4, groups=4, size=16), codes=64, width=4))
+    pictures = torch.rand(4, 3, 1, 1) * 2 - torch.rand(4, 3, 16, 16).cumsum(-1) / 8
+    optimizer, draws = torch.optim.AdamW(model.parameters(), 3e-3), torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(60):
+        loss = vq_loss(model, pictures, draws)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0] and len(model.encode(pictures).unique()) > 4
+
+
+def test_wrong_sizes_and_calls_are_named():
+    _, ours = quantized()
+    with pytest.raises(InputError, match="codes should be 0..19, got 0..20"):
+        ours.decode(torch.tensor([[[0, 20]]]))
+    with pytest.raises(InputError, match="pictures: C should be 3, got 1"):
+        ours.encode(torch.zeros(1, 1, 16, 16))
+    with pytest.raises(ConfigError, match="norm_type"):
+        VQ_MODEL.to_ours(VQ_MODEL.to_theirs(ours.cfg) | {"norm_type": "spatial"})
+    with pytest.raises(ConfigError, match="one entry for each grid, got 4 and 2"):
+        TinyAutoencoderConfig(encoder_blocks=(1, 2))
+    with pytest.raises(ConfigError, match="act_fn"):
+        AUTOENCODER_TINY.to_ours(AUTOENCODER_TINY.to_theirs(TinyAutoencoderConfig()) | {"act_fn": "silu"})
