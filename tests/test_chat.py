@@ -231,15 +231,15 @@ def test_a_chat_model_learns_its_answers(chat, tmp_path):
 
 # the chat that ships
 
-def test_the_shipped_chat_books_a_table_and_a_ride_and_says_what_it_does_not_know():
+def test_the_shipped_chat_books_a_hotel_and_a_ride_and_says_what_it_does_not_know():
     chat, talk, said = Chat.from_pretrained("chat"), [], []
-    for line in ("I need a table for 4 at Sino in San Jose.", "At 7 pm, please.", "Yes, that is right.", "What is the capital of Peru?",
-                 "I also need a taxi to the restaurant.", "A regular ride for 4, please.", "Thanks, that is all."):
+    for line in ("I need a hotel in Rome.", "Book it for 3 nights from the 4th, two rooms.", "Yes, that's right.", "Who wrote Hamlet?",
+                 "I need a cab there for two.", "A luxury one."):
         talk.append({"role": "user", "content": line})
         said.append(str(chat(talk, temperature=0)))
         talk.append({"role": "assistant", "content": said[-1]})
-    assert said[1] == "Please confirm: table for 4 at Sino in San Jose at 7 pm on March 1st."
-    assert "don't know" in said[3] and all(word in said[5] for word in ("confirm", "4", "Sino", "San Jose"))
+    assert said[1] == "Please confirm the following: 2 rooms for 3 nights from March 4th at the Best Western Plus Rutherford in Rome."
+    assert "don't know" in said[3] and all(word in said[5] for word in ("confirm", "2", "Luxury"))
     assert "".join(chat.stream(talk[:3], temperature=0)) == said[1]
 
 
