@@ -128,8 +128,7 @@ def check_steps(steps):
 
 def flow_loss(network, data, noise, levels):
     """data, noise (B,...), levels (B,) -> mean squared error of the velocity, (B,). network(x, t) with t = 1000 * level."""
-    said = network(FLOW.mix(data, noise, levels), levels * 1000)
-    return (said - target("velocity", data, noise, FLOW.scales(levels))).square().flatten(1).mean(1)
+    return path_loss(lambda x, level: network(x, level * 1000), data, noise, levels, predicts="velocity", path=FLOW)
 
 
 def path_loss(network, data, noise, levels, *, predicts="noise", path=VP):

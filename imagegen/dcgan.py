@@ -1,5 +1,4 @@
-"""The networks of 2015 (Radford et al., DCGAN): transposed convolutions and batch normalisation. A baseline: under the first game they collapse
-to some of what they were shown, which benchmarks/gan.py counts on stacked digits."""
+"""The networks of 2015 (Radford et al., DCGAN): transposed convolutions and batch normalisation, played by `adversarial.first_loss`: a baseline."""
 import torch.nn.functional as F
 from torch import nn
 

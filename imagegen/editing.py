@@ -20,8 +20,8 @@ from gencore.pictures import open_picture, prepare
 from gencore.recipe import Recipe, register
 from gencore.samplers import keeping
 from gencore.transformer import Memory
-from imagegen.gan import along_sphere
 from imagegen.text_to_image import DrawSettings, TextToImage, check_prompts, finished
+from imagegen.walk import along_sphere
 
 
 @dataclass(frozen=True)

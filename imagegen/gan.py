@@ -2,7 +2,7 @@
 
     gan = GAN.from_pretrained("digits-gan")
     gan(["3", "7"], seed=0)[0].save("three.png")
-    save_gif(gan.walk(["3", "7", "1"], seed=0), "walk.gif")
+    save_gif(gan.walk(["3", "7", "1"], seed=0), "walk.gif")        # imagegen/walk.py
 
 Residual networks without normalisation (Huang et al. 2024, "The GAN is dead; long live the GAN!"), with one layer of the core's attention on a
 coarse grid (Zhang et al. 2019). How they are trained, and the network of 2015 to compare with: imagegen/adversarial.py, imagegen/dcgan.py."""
@@ -16,13 +16,12 @@ from gencore.attention import Attention, AttentionConfig
 from gencore.check import ConfigError, InputError, dims, nearest, seeds_of, whole
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Few, Size, check_fields, from_dict, to_dict
-from gencore.folder import writing
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, lasting_name, made_with, register
-from imagegen.data import to_bytes
+from imagegen.text_to_image import FORMS, finished
+from imagegen.walk import along_sphere
 
 SLOPE = 0.2                          # of the leaky ReLUs
-FORMS = ("pil", "np", "pt")
 
 
 @dataclass(frozen=True)
@@ -166,13 +165,9 @@ class GAN:
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
         latents = torch.stack([self._latent(s) for s in seeds])
-        pictures = self.draw(latents, torch.tensor(numbers))
-        if output_type == "pt":
-            return (pictures + 1) / 2
-        if output_type == "np":
-            return ((pictures + 1) / 2).permute(0, 2, 3, 1).numpy()
         given = labels if isinstance(labels, (list, tuple)) else [labels] * len(numbers)
-        return self._pil(pictures, [self._recipe(given, place, seeds[0]) for place in range(len(numbers))])
+        recipes = [self._recipe(given, place, seeds[0]) for place in range(len(numbers))]
+        return finished(self.draw(latents, torch.tensor(numbers)), recipes, output_type)
 
     @torch.inference_mode()
     def walk(self, labels=None, *, seed=None, frames=16):
@@ -190,7 +185,7 @@ class GAN:
             way += [along_sphere(latents[i], latents[i + 1], float(share)) for share in shares]
             between += [] if classes is None else [torch.lerp(classes[i], classes[i + 1], float(share)) for share in shares]
         pictures = [self.generator(latent[None], None if classes is None else between[i][None]) for i, latent in enumerate(way)]
-        return self._pil(torch.cat(pictures).clamp(-1, 1), [None] * len(way))
+        return finished(torch.cat(pictures).clamp(-1, 1), [None] * len(way), "pil")
 
     def draw(self, latents, labels=None):
         """latents (B,Z), labels (B,) long -> pictures (B,C,H,W) in [-1,1]."""
@@ -212,11 +207,6 @@ class GAN:
             if label not in names:
                 raise InputError(f"label should be one of {', '.join(names)}, got {label!r}{nearest(label, names) if isinstance(label, str) else ''}")
         return [names.index(label) for label in given]
-
-    def _pil(self, pictures, recipes):
-        from imagegen.text_to_image import drawing
-        pixels = to_bytes(pictures).permute(0, 2, 3, 1).numpy()                                # (B, H, W, C)
-        return [drawing(picture[..., 0] if picture.shape[-1] == 1 else picture, recipe) for picture, recipe in zip(pixels, recipes)]
 
     def _recipe(self, labels, place, seed):
         if not self.digest:
@@ -247,23 +237,6 @@ class GAN:
 def generator_files(generator, dtype=torch.float32):
     """Files of a folder that GAN.from_pretrained opens, for `save_folder` and fit's export."""
     return {"config.json": to_dict(generator.cfg), "model.safetensors": {key: t.to(dtype) for key, t in generator.state_dict().items()}}
-
-
-def along_sphere(a, b, share):
-    """Two latents (Z,) -> the one at this share of the arc between them (White 2016)."""
-    angle = torch.arccos(F.cosine_similarity(a, b, dim=0).clamp(-1, 1))
-    if float(angle.sin()) < 1e-4:
-        return torch.lerp(a, b, share)
-    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / angle.sin()
-
-
-def save_gif(pictures, path, *, milliseconds=60):
-    """PIL images -> an animated GIF that goes round and round."""
-    if not pictures:
-        raise InputError("no pictures: give at least one")
-    whole("milliseconds", milliseconds, 10, 10_000)
-    with writing(path):
-        pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
 
 
 def remake(recipe):

@@ -205,7 +205,7 @@ def progress_bar(total, wanted):
 
 
 def finished(pictures, recipes, output_type):
-    """pictures (B,3,H,W) in [-1,1] -> what the caller wants."""
+    """pictures (B,C,H,W) in [-1,1], C 1 or 3 -> what the caller wants."""
     if output_type == "pt":
         return (pictures + 1) / 2
     if output_type == "np":
@@ -214,9 +214,9 @@ def finished(pictures, recipes, output_type):
 
 
 def drawing(pixels, recipe):
-    """(H,W,3) uint8 -> PIL image whose saved PNG carries the recipe."""
+    """(H,W,3) or (H,W,1) uint8 -> PIL image whose saved PNG carries the recipe."""
     from PIL import Image, PngImagePlugin
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     if recipe is not None:
         text = recipe.to_json()
         picture.info["recipe"] = text

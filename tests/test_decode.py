@@ -196,6 +196,13 @@ def test_compiled_rows_are_multiplied_in_the_fewest_bits_that_hold_the_weights(b
         assert ((eight.weight * eight.scales[:, None] - other.weight).abs() <= eight.scales[:, None] * 0.51).all()
 
 
+def test_steps_read_weights_that_have_changed_when_they_are_made_anew():
+    stack = step_linears(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    with torch.no_grad():
+        stack[0].weight.fill_(0.5)
+    assert (step_linears(stack)[0].short == 0.5).all() and stack[0].short.dtype == torch.bfloat16
+
+
 def test_compiled_functions_of_one_code_do_not_share_what_they_compiled():
     with torch.inference_mode():
         def times(factor):

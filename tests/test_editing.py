@@ -8,12 +8,9 @@ import gencore
 from gencore.check import DataError, InputError
 from gencore.diffusion import FLOW, flow_levels
 from gencore.samplers import dpm_solver, euler, keeping, last
-from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
-from imagegen.autoencoder import Autoencoder, AutoencoderConfig
-from imagegen.dit import DiT, DiTConfig
 from imagegen.editing import Editor
-from imagegen.text_to_image import Painter, TextToImage
 from tests.scripts import EXAMPLES, run
+from tests.tiny_folders import lively_painter
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style"]
 
@@ -21,15 +18,8 @@ PROMPTS = ["a handwritten seven", "slice of pizza, noto style"]
 @pytest.fixture(scope="module")
 def editor(tmp_path_factory):
     """A tiny painter with random weights, saved and opened."""
-    torch.manual_seed(0)
-    tokenizer = train_prompt_tokenizer(PROMPTS * 4, 300, length=12)
-    transformer = DiT(DiTConfig(channels=3, size=4, width=24, layers=1, heads=2, captions=20, out_channels=3))
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    parts = Painter(transformer, TextEncoder(TextEncoderConfig(vocab=300, width=20, heads=2, head_width=8, mlp=30)),
-                    Autoencoder(AutoencoderConfig(channels=(4, 8, 8), latent=3, groups=2, size=16)))
     folder = tmp_path_factory.mktemp("painters") / "tiny"
-    TextToImage(parts, tokenizer).save_pretrained(folder)
+    lively_painter(PROMPTS).save_pretrained(folder)
     return Editor.from_pretrained(folder)
 
 

@@ -10,7 +10,8 @@ from gencore import Run, TrainConfig
 from gencore.check import CheckpointError, ConfigError, InputError
 from imagegen.adversarial import Game, LabelledBatches, StackedBatches, drawn, first_loss, relativistic_loss, train_gan
 from imagegen.dcgan import DCCritic, DCGenerator
-from imagegen.gan import GAN, Critic, GANConfig, Generator, along_sphere, save_gif
+from imagegen.gan import GAN, Critic, GANConfig, Generator
+from imagegen.walk import along_sphere, save_gif
 from tests.scripts import EXAMPLES, run
 
 CFG = GANConfig(size=8, widths=(8, 8), latent=6, attention=4, heads=2, labels=("left", "right"))

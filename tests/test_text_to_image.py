@@ -10,11 +10,9 @@ import torch
 import imagegen
 from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameError
 from gencore.recipe import replay
-from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
-from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.data import DIGITS
-from imagegen.dit import DiT, DiTConfig
-from imagegen.text_to_image import Painter, TextToImage
+from imagegen.text_to_image import TextToImage
+from tests.tiny_folders import lively_painter
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", ""]
 GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.971, 0.676, 0.562, 1.0], [1.0, 0.938, 0.655, 1.0], [1.0, 0.885, 0.893, 1.0]]
@@ -25,15 +23,8 @@ SHIPPED = Path(imagegen.__file__).parent / "pretrained" / "painter"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny painter with random weights, saved."""
-    torch.manual_seed(0)
-    tokenizer = train_prompt_tokenizer(PROMPTS * 4, 300, length=12)
-    transformer = DiT(DiTConfig(channels=3, size=4, width=24, layers=2, heads=2, captions=20, out_channels=3))
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    parts = Painter(transformer, TextEncoder(TextEncoderConfig(vocab=300, width=20, heads=2, head_width=8, mlp=30)),
-                    Autoencoder(AutoencoderConfig(channels=(4, 8, 8), latent=3, groups=2, size=16)))
     place = tmp_path_factory.mktemp("painters") / "tiny"
-    TextToImage(parts, tokenizer).save_pretrained(place)
+    lively_painter(PROMPTS).save_pretrained(place)
     return place
 
 

@@ -12,9 +12,10 @@ from gencore.quantize import QuantizeConfig
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.tokenizer import train_bpe
 from gencore.transformer import TransformerConfig
-from imagegen import TextToImage
+from imagegen import GAN, TextToImage
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.dit import DiT, DiTConfig
+from imagegen.gan import GANConfig, Generator
 from imagegen.text_to_image import Painter
 from multimodal import Captioner
 from multimodal.splice import SpliceConfig, Spliced
@@ -23,7 +24,7 @@ from textgen import CausalLM
 from textgen.model import CausalLMConfig
 
 STACK = TransformerConfig(width=16, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(24, True, "silu"), rotary=RotaryConfig())
-OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, Codec, TextToSpeech, Captioner)}
+OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, GAN, Codec, TextToSpeech, Captioner)}
 
 
 def novelist():
@@ -36,6 +37,21 @@ def painter():
                     TextEncoder(TextEncoderConfig(vocab=262, width=20, heads=2, head_width=8, mlp=30)),
                     Autoencoder(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8)))
     return TextToImage(parts, train_prompt_tokenizer(["a seven"] * 4, 262, length=12))
+
+
+def gan():
+    return GAN(Generator(GANConfig(size=8, widths=(8, 8), latent=6, attention=4, heads=2, labels=("left", "right"))))
+
+
+def lively_painter(prompts):
+    """A painter of 16x16 whose every weight matters, so that prompt, noise and step show in what it draws."""
+    torch.manual_seed(0)
+    tokenizer = train_prompt_tokenizer(prompts * 4, 300, length=12)
+    transformer = DiT(DiTConfig(channels=3, size=4, width=24, layers=2, heads=2, captions=20, out_channels=3))
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return TextToImage(Painter(transformer, TextEncoder(TextEncoderConfig(vocab=300, width=20, heads=2, head_width=8, mlp=30)),
+                               Autoencoder(AutoencoderConfig(channels=(4, 8, 8), latent=3, groups=2, size=16))), tokenizer)
 
 
 def codec():
@@ -56,6 +72,6 @@ def reader():
 
 def save_all(place):
     """Writes place / CausalLM, place / TextToImage, ... : folders named after the class that opens them."""
-    for name, make in zip(OPENERS, (novelist, painter, codec, speaker, reader)):
+    for name, make in zip(OPENERS, (novelist, painter, gan, codec, speaker, reader)):
         torch.manual_seed(0)
         make().save_pretrained(place / name)

@@ -17,7 +17,8 @@ YES = ("Yes, that's right.", "Yes, please.", "That is correct.", "Yes, thanks.",
 DONE = ("Your booking is confirmed.", "It has been booked.", "I have made the reservation.", "You're all set.", "The booking was successful.")
 
 
-def others(draw, choices, *given):
+def phrase(draw, choices, *given):
+    """One of the wordings, filled in."""
     return draw.choice(choices).format(*given)
 
 
@@ -74,12 +75,12 @@ class Bookings:
         city, hotel, other, stars = draw.choice(CITIES), self.name(draw), self.name(draw), draw.randint(1, 5)
         hotel = self.address(draw) if draw.random() < 0.1 else hotel
         wishes = ("I need a hotel in {0}.", "Find me a place to stay in {0}, please.", "I'm looking for a hotel room in {0}.")
-        lines = [others(draw, wishes, city)]
+        lines = [phrase(draw, wishes, city)]
         offer = ("{0} is a {1} star hotel.", "I found a {1} star hotel called {0}.", "How about {0}? It is a {1} star hotel.",
                  "There are {2} hotels you might like. One of them is {0}, which has {1} stars.", "What about the hotel named {0} with {1} stars?")
         if draw.random() < 0.3:
-            lines += [others(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another?", "What else is there?"))]
-        lines.append(others(draw, offer, hotel, stars, draw.randint(2, 10)))
+            lines += [phrase(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another?", "What else is there?"))]
+        lines.append(phrase(draw, offer, hotel, stars, draw.randint(2, 10)))
         lines += self.aside(draw)
         (rooms_said, rooms), (days_said, days), (date_said, date) = self.count(draw, 4), self.count(draw, 9), self.date(draw)
         unit = draw.choice(("days", "days", "nights"))
@@ -93,16 +94,16 @@ class Bookings:
 
     def table(self, draw):
         city, place = draw.choice(CITIES), self.name(draw)
-        lines = [others(draw, ("I want to eat out in {0}.", "Find me a restaurant in {0}.", "I'd like a table somewhere in {0}."), city)]
+        lines = [phrase(draw, ("I want to eat out in {0}.", "Find me a restaurant in {0}.", "I'd like a table somewhere in {0}."), city)]
         (people_said, people), (time_said, time), (date_said, date) = self.count(draw, 8), self.time(draw), self.date(draw)
         facts = [(f"at {time_said}", f"at {time}", "At what time?"), (f"on {date_said}", f"on {date}", "On what day?"),
                  (f"for {people_said}", f"for {people}{draw.choice(('', ' people' if people > 1 else ' person'))}", "For how many people?")]
         if draw.random() < 0.4:
-            lines += ["Do you have a restaurant in mind?", others(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
+            lines += ["Do you have a restaurant in mind?", phrase(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
             lines += self.told(draw, None, facts)
         else:
             offer = ("{0} is a nice restaurant in {1}.", "I found {0} in {1}.", "There are {2} restaurants. How about {0}?")
-            lines += [others(draw, offer, place, city, draw.randint(2, 10))] + self.aside(draw)
+            lines += [phrase(draw, offer, place, city, draw.randint(2, 10))] + self.aside(draw)
             lines += self.told(draw, draw.choice(("Good, I'd like a table there", "That sounds nice, book it")), facts)
         change = (facts[0][1], f"at {self.time(draw)[1]}")
         return lines + self.confirmed(draw, draw.choice(("a table", "a reservation")),
@@ -111,8 +112,8 @@ class Bookings:
     def house(self, draw):
         city, address = draw.choice(CITIES), self.address(draw)
         (people_said, people), (first_said, first), (last_said, last) = self.count(draw, 5), self.date(draw), self.date(draw)
-        lines = [others(draw, ("I need a house in {0}.", "Search for a house to stay in, in {0}."), city),
-                 others(draw, ("There is a nice house at {0} in {1}.", "How about the house located at {0}?"), address, city)]
+        lines = [phrase(draw, ("I need a house in {0}.", "Search for a house to stay in, in {0}."), city),
+                 phrase(draw, ("There is a nice house at {0} in {1}.", "How about the house located at {0}?"), address, city)]
         facts = [(f"checking in on {first_said}", f"checking in on {first}", "When will you check in?"),
                  (f"leaving on {last_said}", f"checking out on {last}", "When will you check out?"),
                  (f"for {people_said}", f"for {people} {'people' if people > 1 else 'person'}", "How many people are you?")]
@@ -124,17 +125,17 @@ class Bookings:
         venue, event, city = self.name(draw), self.name(draw), draw.choice(CITIES)
         when = f"{self.date(draw)[1]} at {self.time(draw)[1]}"
         answers = ("{0} is at {1} on {2}.", "How about {0} at {1} on {2}?", "There is {0}. It takes place at {1} on {2}.")
-        return [f"What is on in {city}?", others(draw, answers, event, venue, when), *self.aside(draw)], venue
+        return [f"What is on in {city}?", phrase(draw, answers, event, venue, when), *self.aside(draw)], venue
 
     def home(self, draw):
         name, address, city = self.name(draw), self.address(draw), draw.choice(CITIES)
         answers = ("{0} is located at {1}.", "There are {2} apartments, one of them is {0} at {1}.", "How about {0}? You find it at {1}.")
-        return [f"I'm looking for an apartment in {city}.", others(draw, answers, name, address, draw.randint(2, 10)), *self.aside(draw)], address
+        return [f"I'm looking for an apartment in {city}.", phrase(draw, answers, name, address, draw.randint(2, 10)), *self.aside(draw)], address
 
     def sight(self, draw):
         name, city = self.name(draw), draw.choice(CITIES)
         answers = ("You could visit {0}.", "{0} is a popular place.", "I found {1} attractions, such as {0}.")
-        return [f"What is there to see in {city}?", others(draw, answers, name, draw.randint(2, 10)), *self.aside(draw)], name
+        return [f"What is there to see in {city}?", phrase(draw, answers, name, draw.randint(2, 10)), *self.aside(draw)], name
 
     def ride(self, draw, place):
         """A ride to the place that was spoken of, or to an address that the user gives."""
@@ -146,7 +147,7 @@ class Bookings:
         loose = {"Regular": "regular", "Luxury": "luxury", "Pool": "shared"}[kind]
         facts = [(f"for {seats_said}", draw.choice((f"for {seats}", f"with {seats} seat{'s' * (seats > 1)}")), "How many of you are going?"),
                  (f"a {loose} one", f"{kind} ride", "What type of ride do you prefer?")]
-        lines = self.told(draw, others(draw, ("I need a cab {0}", "Book me a ride {0}", "Please find a taxi that takes me {0}"), there), facts)
+        lines = self.told(draw, phrase(draw, ("I need a cab {0}", "Book me a ride {0}", "Please find a taxi that takes me {0}"), there), facts)
         way, change = draw.choice(("to {}", "to go to {}", "going to {}")).format(place), (facts[0][1], f"for {draw.randint(1, 4)}")
         return lines + self.confirmed(draw, f"a {kind} {draw.choice(('ride', 'cab'))}", [way, facts[0][1]], change)
 
@@ -172,6 +173,7 @@ class Bookings:
     def confirmed(self, draw, what, clauses, change):
         """The assistant asks to confirm; perhaps the user changes one thing; it is booked."""
         before, after = change
+
         def ask(parts):
             opening = draw.choice(OPENINGS)
             first = what[0].upper() + what[1:] if opening[-1] in "?:" and draw.random() < 0.7 else what
@@ -179,7 +181,6 @@ class Bookings:
 
         lines = [ask(clauses)]
         if draw.random() < 0.25 and before in clauses:
-            lines += [others(draw, ("No, make it {0}.", "Wait, {0}, please.", "That's wrong, I want it {0}."), after),
+            lines += [phrase(draw, ("No, make it {0}.", "Wait, {0}, please.", "That's wrong, I want it {0}."), after),
                       ask([after if part == before else part for part in clauses])]
         return [*lines, draw.choice(YES), draw.choice(DONE)]
-

@@ -189,7 +189,7 @@ class CausalLM(nn.Module):
         if length > size:
             return None
         if size not in self._compiled:
-            step_linears(self)
+            step_linears(self)                                   # of the weights as they are now
             self._compiled[size] = CompiledStep(self.last_logits, self.cfg.transformer, size, like=self.embedding.weight)
         return self._compiled[size].stepper()
 
@@ -199,7 +199,7 @@ class CausalLM(nn.Module):
     def from_pretrained(cls, name_or_folder, *, dtype=torch.float32, device="cpu", compile=False, quantize=None):
         """A shipped name ("novelist"), a folder, or a Hub id -> the model with its tokenizer, in eval mode.
 
-        compile: generation's steps go through torch.compile (a minute once). quantize="int8" or "int4": weights of so many bits, CPU only."""
+        compile: generation's steps go through torch.compile (half a minute once). quantize="int8" or "int4": weights of so many bits, CPU only."""
         if quantize not in PREPARED:
             raise InputError(f'quantize should be None, "int8" or "int4", got {quantize!r}{nearest(quantize, ["int8", "int4"])}')
         dtype, device, folder = floating(dtype), present(device), resolve(name_or_folder, "textgen")

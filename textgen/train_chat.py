@@ -1,11 +1,12 @@
 """Trains a chat model that books tables, hotels and taxis, and says so when it doesn't know.
 
     python -m textgen.train_chat --data dialogues.parquet --out runs/chat-base                          learns the language of all speakers
-    python -m textgen.train_chat --data dialogues.parquet --out runs/chat --base runs/chat-base/model speakers=assistant swaps=0.7
+    python -m textgen.train_chat --data dialogues.parquet --out runs/chat --base runs/chat-base/model speakers=assistant swaps=0.9 made=8000
 
 dialogues.parquet has the columns messages, source and split. Conversations of the sources in TASKS are learnt as they are; of QUESTIONS only what
 the user asks, and the answer is one of UNKNOWN: so the model learns to say that it doesn't know, alone and in the middle of a booking. With swaps
-other times, numbers and names are put into a share of the bookings: what the user said has to be looked up, not guessed."""
+other times, numbers and names are put into a share of the bookings: what the user said has to be looked up, not guessed. Made bookings
+(textgen/made_bookings.py) have that as well, and hotels by nights, rides to places that came up before and changes of mind."""
 import argparse
 import random
 import sys

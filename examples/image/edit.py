@@ -14,7 +14,7 @@ from PIL import Image
 
 from gencore.check import InputError, command
 from imagegen import Editor
-from imagegen.gan import save_gif
+from imagegen.walk import save_gif
 
 SHEET = (("as drawn", None), ("openmoji style", ("grinning face, openmoji style", 0.7, None)), ("crying", ("crying face, noto style", 0.6, None)),
          ("a robot of it", ("robot, noto style", 0.8, None)), ("a hat on it", ("cowboy hat face, noto style", None, (0, 0.47))),

@@ -21,7 +21,8 @@ from gencore.config import override
 from gencore.data import image_folder
 from imagegen.adversarial import LabelledBatches, relativistic_loss, train_gan
 from imagegen.data import grid, square, to_pil
-from imagegen.gan import GAN, Critic, GANConfig, Generator, generator_files, save_gif
+from imagegen.gan import GAN, Critic, GANConfig, Generator, generator_files
+from imagegen.walk import save_gif
 
 
 @dataclass(frozen=True)
