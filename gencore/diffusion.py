@@ -95,6 +95,15 @@ def flow_levels(steps, shift=1.0):
     return torch.from_numpy(np.append(levels, 0).astype(np.float32)), times
 
 
+def flow_euler_levels(steps, shift=1.0):
+    """As `flow_levels`, those of diffusers' FlowMatchEulerDiscreteScheduler (Stable Diffusion 3), to the bit; times are 1000 * levels, unrounded."""
+    check_steps(steps)
+    shifted = lambda level: shift * level / (1 + (shift - 1) * level)
+    first, final = (shifted(torch.tensor(level, dtype=torch.float32)).item() for level in (1.0, 1 / 1000))
+    levels = torch.from_numpy(shifted(np.linspace(first * 1000, final * 1000, steps) / 1000)).float()          # shifted twice, as there
+    return torch.cat((levels, torch.zeros(1))), levels * 1000
+
+
 def karras_levels(steps, low=0.002, high=80.0, rho=7.0):
     """steps -> levels (steps+1,) for the "ve" path, the last 0 (Karras et al. 2022, eq. 5)."""
     check_steps(steps)
@@ -112,6 +121,11 @@ def vp_levels(betas):
 def linear_betas(count=1000, low=1e-4, high=0.02):
     """Betas (count,) of Ho et al. 2020."""
     return torch.linspace(low, high, count, dtype=torch.float64)
+
+
+def scaled_linear_betas(count=1000, low=0.00085, high=0.012):
+    """Betas (count,) of Stable Diffusion (Rombach et al. 2022): their roots lie on a line."""
+    return torch.linspace(low ** 0.5, high ** 0.5, count, dtype=torch.float64) ** 2
 
 
 def cosine_betas(count=1000, most=0.999):

@@ -8,6 +8,8 @@ CAUSAL = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", 
 BY_TYPE = {name: ("a causal language model", "textgen.CausalLM") for name in CAUSAL} | {            # model_type of transformers
     "bert": ("an encoder", "textgen.MaskedLM", "textgen.TextClassifier"), "llava": ("a reader of pictures", "multimodal.Captioner"),
     "marian": ("a translator", "textgen.Seq2SeqLM"), "t5": ("an encoder-decoder", "textgen.Seq2SeqLM")}
+PIPELINES = {"PixArtAlphaPipeline": ("a painter", "imagegen.TextToImage")} | {                      # _class_name of diffusers
+    name: ("a diffusion model of pictures", "imagegen.Diffusion") for name in ("DiTPipeline", "DDPMPipeline", "DDIMPipeline", "LDMPipeline")}
 BY_FIELDS = (                                                               # our own configurations: at least two of the fields
     (("picture_channels", "latent", "blocks"), "a GAN", "imagegen.GAN"),
     (("kind", "words", "training"), "word vectors", "textgen.Word2Vec"),
@@ -21,9 +23,9 @@ def kind_of(folder):
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
         pipeline = read_json(folder / "model_index.json").get("_class_name")
-        if pipeline == "PixArtAlphaPipeline":
-            return "a painter", "imagegen.TextToImage"
-        raise stranger(folder / "model_index.json", "_class_name", pipeline, ("PixArtAlphaPipeline",))
+        if isinstance(pipeline, str) and pipeline in PIPELINES:
+            return PIPELINES[pipeline]
+        raise stranger(folder / "model_index.json", "_class_name", pipeline, PIPELINES)
     config = read_json(folder / "config.json")
     name = config.get("model_type")
     if isinstance(name, str) and name in BY_TYPE:

@@ -25,8 +25,8 @@ from gencore.digest import parse_json, words_digest
 from gencore.folder import write_file, writing
 from gencore.metadata import LIMIT, png_text, png_with_text, wav_comment, wav_samples, wav_with_comment
 
-PACKAGES = {"text": "textgen", "chat": "textgen", "image": "imagegen", "gan": "imagegen", "edit": "imagegen",                # who makes which kind
-            "audio": "audiogen", "caption": "multimodal"}
+PACKAGES = {"text": "textgen", "chat": "textgen", "audio": "audiogen", "caption": "multimodal",                             # who makes which kind
+            "image": "imagegen", "gan": "imagegen", "edit": "imagegen", "diffusion": "imagegen"}
 SEEDS = range(-(1 << 63), 1 << 64)                                                                    # what torch accepts
 MAKERS = {}
 

@@ -26,37 +26,45 @@ def heun(denoise, x, levels):
         yield x
 
 
-def ddim(denoise, x, levels, path=VP):
-    """Any path: back to data, and out again along the same noise (Song et al. 2021, eta = 0)."""
+def ddim(denoise, x, levels, path=VP, *, clip=None):
+    """Any path: back to data, and out again along the same noise (Song et al. 2021, eta = 0).
+
+    clip: data is kept between -clip and clip, and the noise stays as it was said: diffusers' clip_sample."""
     for now, after in pairs(levels):
         (alpha, sigma), (alpha_after, sigma_after) = path.scales(now), path.scales(after)
         data = denoise(x, now)
-        x = alpha_after * data + sigma_after / sigma * (x - alpha * data)
+        x = alpha_after * clipped(data, clip) + sigma_after / sigma * (x - alpha * data)
         yield x
 
 
-def ddpm(denoise, x, levels, generator, *, path=VP):
-    """Any path: the ancestral chain with fresh noise at each step, variance of the posterior (Ho et al. 2020, eq. 7)."""
+def ddpm(denoise, x, levels, generator, *, path=VP, clip=None):
+    """Any path: the ancestral chain with fresh noise at each step (Ho et al. 2020, eq. 7); generator: one, or one for each row.
+
+    Its variance is the posterior's, unless `denoise` says (data, share), share a tensor or a number from 0 to 1: then as far as that on the way
+    from there, by logarithms, to all the noise that this step takes away (Nichol & Dhariwal 2021, eq. 15)."""
     for now, after in pairs(levels):
         (alpha, sigma), (alpha_after, sigma_after) = path.scales(now), path.scales(after)
-        data = denoise(x, now)
+        said = denoise(x, now)
+        data, share = said if isinstance(said, tuple) else (said, 0.0)
         kept = alpha / alpha_after                                            # x_now = kept * x_after + fresh noise
         fresh = sigma ** 2 - (kept * sigma_after) ** 2
-        x = (kept * sigma_after ** 2 * x + alpha_after * fresh * data) / sigma ** 2
+        x = (kept * sigma_after ** 2 * x + alpha_after * fresh * clipped(data, clip)) / sigma ** 2
         if after > 0:
-            noise = torch.randn(x.shape, generator=generator).to(x)
-            x = x + (fresh ** 0.5 * sigma_after / sigma) * noise
+            deviation = fresh ** 0.5 * (sigma_after / sigma) ** (1 - share)
+            x = x + deviation * noise_like(x, generator)
         yield x
 
 
 def euler_ancestral(denoise, x, levels, generator):
-    """"ve" path: an Euler step further down than the next level, and fresh noise up to it: k-diffusion's `sample_euler_ancestral`."""
+    """"ve" path: an Euler step further down than the next level, and fresh noise up to it: k-diffusion's `sample_euler_ancestral`.
+
+    generator: one, or one for each row."""
     for now, after in pairs(levels):
         fresh = after * (1 - (after / now) ** 2) ** 0.5
         down = (after ** 2 - fresh ** 2) ** 0.5
         x = x + (down - now) * (x - denoise(x, now)) / now
         if after > 0:
-            x = x + fresh * torch.randn(x.shape, generator=generator).to(x)
+            x = x + fresh * noise_like(x, generator)
         yield x
 
 
@@ -103,6 +111,18 @@ def keeping(denoise, known, redrawn):
     """denoise(x, level) -> one that knows the data (B,...) where `redrawn` (bool, broadcasts to it) is False: inpainting. What is known stays on
     the path from its noise to itself, and the rest is drawn to go with it."""
     return lambda x, level: torch.where(redrawn, denoise(x, level), known)
+
+
+def clipped(data, most):
+    """Data between -most and most; None: as it is."""
+    return data if most is None else data.clamp(-most, most)
+
+
+def noise_like(x, generator):
+    """x (B,...) -> as much noise, drawn on the CPU by one generator, or each row by its own: a row is then the same alone and among others."""
+    if isinstance(generator, (list, tuple)):
+        return torch.stack([torch.randn(x.shape[1:], generator=own) for own in generator]).to(x)
+    return torch.randn(x.shape, generator=generator).to(x)
 
 
 def pairs(levels):

@@ -30,6 +30,11 @@ class TinyAutoencoderConfig:
             if len(set(widths)) > 1:
                 raise ConfigError(f"{half}: every grid should have as many channels, got {widths}")
 
+    @property
+    def shrink(self):
+        """Picture side / latent side."""
+        return 2 ** (len(self.decoder) - 1)
+
 
 class Residual(nn.Module):
     """h (B,C,H,W) -> the same: three convolutions beside a skip, ReLU after the sum."""
@@ -70,6 +75,23 @@ class TinyAutoencoder(nn.Module):
         """latents -> pictures, not clamped."""
         dims("latents", latents, "B C H W", C=self.cfg.latent)
         return self.decoder(torch.tanh(latents / self.cfg.magnitude) * self.cfg.magnitude) * 2 - 1
+
+
+@torch.no_grad()
+def passes_through(channels):
+    """-> a TinyAutoencoder that hands pixels through: latents times its scaling are the pictures, up to rounding.
+
+    So small they lie where the squeeze before decoding does nothing, and what ReLUs would cut off is lifted over them. Powers of two, which bfloat16
+    holds as well."""
+    far, lift = 1024.0, 4.0
+    model = TinyAutoencoder(TinyAutoencoderConfig(channels, channels, (channels,), (1,), (channels,), (1,), scaling=far))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    for half, into, out, lifted in ((model.encoder, 1.0, 2 / far, (0.0, -1 / far)), (model.decoder, far, 0.5, (lift, (1 - lift) / 2))):
+        for layer, factor, bias in ((half.layers[0], into, lifted[0]), (half.layers[-1], out, lifted[1])):
+            nn.init.dirac_(layer.weight).mul_(factor)
+            nn.init.constant_(layer.bias, bias)
+    return model.eval().requires_grad_(False)
 
 
 class Layers(nn.Module):

@@ -1,0 +1,46 @@
+"""Any scheduler of diffusers in the place of our samplers."""
+import inspect
+import json
+
+from gencore.check import InputError
+from imagegen.schedule import PREDICTIONS, to_scheduler
+
+
+class Scheduler:
+    """A scheduler of diffusers by class and configuration; every way has one of its own."""
+
+    def __init__(self, kind, config):
+        self.kind, self.config = kind, {"_class_name": kind.__name__, **config}
+
+    def way(self, says, noise, steps, generators):
+        """says(x, t) -> (prediction, variance or None); noise (B,...) -> yields the way to the sample."""
+        scheduler = self.kind.from_config(self.config)
+        scheduler.set_timesteps(steps)
+        noisy = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        learned, x = self.config.get("variance_type") in ("learned", "learned_range"), noise * getattr(scheduler, "init_noise_sigma", 1.0)
+        for t in scheduler.timesteps:
+            said = says(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t)
+            x = scheduler.step(_joined(*said) if learned else said[0], t, x, **noisy).prev_sample
+            yield x
+
+
+def _joined(predicted, variance):
+    import torch
+    return predicted if variance is None else torch.cat((predicted, variance), 1)
+
+
+def scheduler_of(given, schedule):
+    """A scheduler of diffusers, its class (made from the schedule) or its configuration with _class_name -> Scheduler, or InputError."""
+    import diffusers
+    named = getattr(diffusers, str(given.get("_class_name")), None) if isinstance(given, dict) else given if isinstance(given, type) else type(given)
+    if not (isinstance(named, type) and issubclass(named, diffusers.SchedulerMixin)):
+        raise InputError(f"sampler should be a name, or a scheduler of diffusers or its class, got {given!r:.80}")
+    if isinstance(given, type):
+        given = named.from_config(to_scheduler(schedule))
+    config = dict(given if isinstance(given, dict) else given.config)
+    config = {field: json.loads(json.dumps(value, default=list)) for field, value in config.items() if field[0] != "_"}
+    wanted = PREDICTIONS.get(schedule.predicts)
+    if schedule.path == "vp" and config.get("prediction_type", wanted) != wanted:
+        raise InputError(f'this model predicts "{wanted}", the scheduler expects {config["prediction_type"]!r}: give its class, {named.__name__}, '
+                         "and it is made to fit")
+    return Scheduler(named, config)
