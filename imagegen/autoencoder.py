@@ -23,7 +23,9 @@ class AutoencoderConfig:
     middle_attention: bool = True                      # one head over the coarsest grid
     size: Size = 64                                    # side of the training pictures
     picture_channels: Few = 3
-    scaling: Positive = 1.0                            # latents that a denoiser sees = scaling * latents here
+    scaling: Positive = 1.0                            # latents that a denoiser sees = scaling * (latents here - shift)
+    shift: float = 0.0                                 # Stable Diffusion 3's; the pipelines of classes and of PixArt know none
+    quant_convs: bool = True                           # 1x1 convolutions around the latents; Stable Diffusion 3 has none
 
     def __post_init__(self):
         check_fields(self)
@@ -164,8 +166,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
-        self.quant_conv = nn.Conv2d(2 * cfg.latent, 2 * cfg.latent, 1)
-        self.post_quant_conv = nn.Conv2d(cfg.latent, cfg.latent, 1)
+        self.quant_conv = nn.Conv2d(2 * cfg.latent, 2 * cfg.latent, 1) if cfg.quant_convs else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(cfg.latent, cfg.latent, 1) if cfg.quant_convs else nn.Identity()
         self._start()
 
     @torch.no_grad()
@@ -175,7 +177,8 @@ class Autoencoder(nn.Module):
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)
                 nn.init.zeros_(module.conv2.bias)
-        nn.init.constant_(self.quant_conv.bias[self.cfg.latent:], -6.0)                # log-variance
+        last = self.quant_conv if self.cfg.quant_convs else self.encoder.conv_out
+        nn.init.constant_(last.bias[self.cfg.latent:], -6.0)                           # log-variance
 
     def encode(self, pictures):
         """pictures -> (mean, log-variance) of the latents, each (B,C,h,w)."""

@@ -218,6 +218,8 @@ def check_fit(denoiser, autoencoder, labels, schedule):
         raise ConfigError("the denoiser reads prompts: Diffusion draws classes alone")
     if autoencoder is not None and autoencoder.cfg.latent != cfg.channels:
         raise ConfigError(f"the autoencoder has {autoencoder.cfg.latent} latent channels, the denoiser takes {cfg.channels}")
+    if getattr(getattr(autoencoder, "cfg", None), "shift", 0.0):
+        raise ConfigError("the autoencoder has a shift_factor, of which diffusers' pipelines of classes know nothing")
     if cfg.out_channels not in (cfg.channels, 2 * cfg.channels):
         raise ConfigError(f"the denoiser should say {cfg.channels} channels, or twice as many with a variance, got {cfg.out_channels}")
     if schedule.variance == "learned" and cfg.out_channels == cfg.channels:

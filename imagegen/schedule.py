@@ -155,10 +155,11 @@ def to_schedule(config):
     if name == "FlowMatchEulerDiscreteScheduler":
         expect_fields(config, FLOW_EULER, name)
         return from_dict(Schedule, {"path": "flow", "predicts": "velocity", "sampler": "euler", "shift": config.get("shift", 1.0)})
-    sampler = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "DPMSolverMultistepScheduler": "dpm_solver"}.get(name)
-    if sampler is None:
+    known = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "DPMSolverMultistepScheduler": "dpm_solver"}
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(f"_class_name should be one of {', '.join(sorted(set(NAMES.values())))}, got {name!r:.80}: "
                           "any other scheduler of diffusers can be given as sampler=")
+    sampler = known[name]
     expect_fields(config, SOLVER if sampler == "dpm_solver" else CHAIN, name)
     defaults = {"beta_schedule": "linear", "timestep_spacing": "linspace" if sampler == "dpm_solver" else "leading"}
     fields = {ours: (defaults | config)[theirs] for theirs, ours in FIELDS if theirs in defaults | config} | {"sampler": sampler}
@@ -171,8 +172,8 @@ def to_schedule(config):
     fields["clip"] = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
     if sampler == "ddim":
         return from_dict(Schedule, fields | {"to_data": config.get("set_alpha_to_one", True)})
-    known = {theirs: ours for ours, theirs in VARIANCES.items()} | {"fixed_small_log": "small"}
-    return from_dict(Schedule, fields | {"variance": one_of(config, "variance_type", known, "fixed_small")})
+    variances = {theirs: ours for ours, theirs in VARIANCES.items()} | {"fixed_small_log": "small"}
+    return from_dict(Schedule, fields | {"variance": one_of(config, "variance_type", variances, "fixed_small")})
 
 
 def one_of(config, field, known, default):

@@ -161,6 +161,53 @@ def test_ancestral_chains_walk_as_in_diffusers_with_the_same_noise(steps):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("variance, share", [("fixed_small", 0.0), ("fixed_large", 1.0), ("learned_range", None)])
+@pytest.mark.parametrize("clip", [None, 0.8])
+def test_the_variances_of_the_ancestral_chain_are_those_of_diffusers(variance, share, clip):
+    from diffusers import DDPMScheduler
+    torch.manual_seed(4)
+    weight, x, steps = torch.randn(6, 12) / 3, torch.randn(2, 6), 10
+    scheduler = DDPMScheduler(variance_type=variance, clip_sample=clip is not None, clip_sample_range=clip or 1.0)
+    scheduler.set_timesteps(steps)
+    levels = torch.cat((vp_levels(linear_betas())[scheduler.timesteps], torch.zeros(1)))
+    known = dict(zip(levels.tolist(), scheduler.timesteps))
+    says = lambda x, t: torch.tanh(x @ weight + t / 1000)                      # noise, and how much of the variance: (B, 12)
+
+    def denoise(x, level):
+        noise, wide = says(x, known[float(level)]).chunk(2, 1)
+        alpha, sigma = VP.scales(level)
+        return (x - sigma * noise) / alpha, (wide + 1) / 2 if share is None else share
+
+    mine, theirs = ([torch.Generator().manual_seed(i) for i in range(2)] for _ in range(2))
+    expected = x
+    for ours, t in zip(ddpm(denoise, x, levels, mine, clip=clip), scheduler.timesteps):
+        said = says(expected, t)
+        expected = scheduler.step(said if share is None else said[:, :6], t, expected, generator=theirs).prev_sample
+        torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-4)           # their table is summed in float32
+
+
+def test_clipped_data_leave_the_noise_of_ddim_as_it_was_said():
+    from diffusers import DDIMScheduler
+    torch.manual_seed(5)
+    weight, x = torch.randn(6, 6) / 3, torch.randn(2, 6)
+    scheduler = DDIMScheduler(clip_sample=True, clip_sample_range=0.8)
+    theirs = walk(scheduler, lambda x, t: torch.tanh(x @ weight + t / 1000), x, 10)
+    levels = torch.cat((vp_levels(linear_betas())[scheduler.timesteps], torch.zeros(1)))
+    known = dict(zip(levels.tolist(), scheduler.timesteps))
+    denoise = lambda x, s: (x - VP.scales(s)[1] * torch.tanh(x @ weight + known[float(s)] / 1000)) / VP.scales(s)[0]
+    for ours, expected in zip(ddim(denoise, x, levels, clip=0.8), theirs):
+        torch.testing.assert_close(ours, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("sampler", [ddpm, euler_ancestral])
+def test_a_row_with_a_generator_of_its_own_is_the_same_alone(sampler):
+    levels, x = karras_levels(6, high=5.0), torch.randn(3, 4)
+    path = {"path": VE} if sampler is ddpm else {}
+    draws = lambda rows: [torch.Generator().manual_seed(row) for row in rows]
+    together = last(sampler(gaussian(VE), x, levels, draws(range(3)), **path))
+    torch.testing.assert_close(last(sampler(gaussian(VE), x[1:2], levels, draws([1]), **path))[0], together[1])
+
+
 def test_euler_ancestral_gives_the_spread_of_the_data():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20000, generator=generator, dtype=torch.float64) * 80

@@ -12,8 +12,9 @@ from gencore.quantize import QuantizeConfig
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.tokenizer import train_bpe
 from gencore.transformer import TransformerConfig
-from imagegen import GAN, TextToImage
+from imagegen import GAN, Diffusion, TextToImage
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.class_dit import ClassDiT, ClassDiTConfig
 from imagegen.dit import DiT, DiTConfig
 from imagegen.gan import GANConfig, Generator
 from imagegen.text_to_image import Painter
@@ -24,7 +25,7 @@ from textgen import CausalLM
 from textgen.model import CausalLMConfig
 
 STACK = TransformerConfig(width=16, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(24, True, "silu"), rotary=RotaryConfig())
-OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, GAN, Codec, TextToSpeech, Captioner)}
+OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, GAN, Diffusion, Codec, TextToSpeech, Captioner)}
 
 
 def novelist():
@@ -41,6 +42,11 @@ def painter():
 
 def gan():
     return GAN(Generator(GANConfig(size=8, widths=(8, 8), latent=6, attention=4, heads=2, labels=("left", "right"))))
+
+
+def diffusion():
+    denoiser = ClassDiT(ClassDiTConfig(channels=3, out_channels=6, size=4, width=8, layers=2, heads=2, classes=2))
+    return Diffusion(denoiser, Autoencoder(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8)), labels=("left", "right"))
 
 
 def lively_painter(prompts):
@@ -72,6 +78,6 @@ def reader():
 
 def save_all(place):
     """Writes place / CausalLM, place / TextToImage, ... : folders named after the class that opens them."""
-    for name, make in zip(OPENERS, (novelist, painter, gan, codec, speaker, reader)):
+    for name, make in zip(OPENERS, (novelist, painter, gan, diffusion, codec, speaker, reader)):
         torch.manual_seed(0)
         make().save_pretrained(place / name)

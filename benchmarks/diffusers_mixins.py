@@ -1,0 +1,154 @@
+"""diffusers' own model tests on models that are exported here: its mixins, from a checkout of its repository, against the installed diffusers.
+
+    pip install parameterized requests-mock
+    python -m benchmarks.diffusers_mixins --data FOLDER          a checkout (git clone https://github.com/huggingface/diffusers FOLDER)
+
+Each of its test classes for a layout that is written here is run on a folder with our weights: its tiny configuration becomes ours, a model is
+made from it, exported, and stands in the place of the one that the class would make. Nothing of the checkout is kept. What a CPU without a network
+can't do is skipped by the tests themselves. Writes benchmarks/results/diffusers_mixins.json."""
+import argparse
+import functools
+import json
+import os
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from gencore.check import ConfigError, DataError, command
+from gencore.checkpoint import load_tensors, save_folder
+from gencore.recipe import versions
+from imagegen.autoencoder import Autoencoder
+from imagegen.class_dit import ClassDiT
+from imagegen.dit import DiT
+from imagegen.families.autoencoder_kl import AUTOENCODER_KL
+from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
+from imagegen.families.dit import DIT
+from imagegen.families.pixart import PIXART
+from imagegen.families.sd3 import SD3
+from imagegen.families.unet import UNET, UNET_CONDITION
+from imagegen.families.vq_model import VQ_MODEL
+from imagegen.joint_dit import JointDiT
+from imagegen.tiny_autoencoder import TinyAutoencoder
+from imagegen.unet import UNet
+from imagegen.vq_autoencoder import VQAutoencoder
+
+RESULTS = Path(__file__).parent / "results" / "diffusers_mixins.json"
+LAYOUTS = {             # file of tests: (family, our model, what of the configuration there is another one here: a structure that we do not have)
+    "transformers/test_models_dit_transformer2d.py": (DIT, ClassDiT, {}),
+    "transformers/test_models_pixart_transformer2d.py": (PIXART, DiT, {"caption_channels": 8, "cross_attention_dim": 4, "num_embeds_ada_norm": 1000}),
+    "transformers/test_models_transformer_sd3.py": (SD3, JointDiT, {"dual_attention_layers": ()}),
+    "unets/test_models_unet_2d.py": (UNET, UNet, {"attention_head_dim": 4}),
+    "unets/test_models_unet_2d_condition.py": (UNET_CONDITION, UNet, {}),
+    "autoencoders/test_models_autoencoder_kl.py": (AUTOENCODER_KL, Autoencoder, {}),
+    "autoencoders/test_models_autoencoder_tiny.py": (AUTOENCODER_TINY, TinyAutoencoder, {}),
+    "autoencoders/test_models_vq.py": (VQ_MODEL, VQAutoencoder, {}),
+}
+MIXINS = ("ModelTesterMixin", "TrainingTesterMixin", "MemoryTesterMixin", "AttentionTesterMixin", "AutoencoderTesterMixin")
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a checkout of diffusers, of which tests/ is read")
+    parser.add_argument("--only", help="layouts with this in their names, and nothing is written")
+    args = parser.parse_args()
+    if not (args.data / "tests" / "models" / "testing_utils").is_dir():
+        raise DataError(f"{args.data} should be a checkout of diffusers with tests/models/testing_utils")
+    import diffusers  # before the checkout's conftest puts its own src/ on the path
+    import pytest
+    files = [str(args.data / "tests" / "models" / file) for file, (family, _, _) in LAYOUTS.items() if not args.only or args.only in family.name]
+    with tempfile.TemporaryDirectory() as place:
+        exports = Exports(Path(place))
+        code = pytest.main([*files, "-q", "--rootdir", str(args.data), "-c", os.devnull, "-p", "no:cacheprovider", "--tb", "line"], plugins=[exports])
+    if code not in (0, 1):
+        raise DataError(f"pytest could not run the tests of {args.data} (code {int(code)}): what it says stands above")
+    for name, row in exports.rows.items():
+        print(f"{name:24} passed {row['passed']:3}   skipped {row['skipped']:3}   failed {len(row['failed']):3}   {', '.join(row['failed'])}")
+    sums = {"passed": sum(row["passed"] for row in exports.rows.values()), "skipped": sum(row["skipped"] for row in exports.rows.values()),
+            "failed": sum(len(row["failed"]) for row in exports.rows.values())}
+    print(sums, exports.refused)
+    if not args.only:
+        results = {"versions": versions() | {"diffusers": diffusers.__version__, "tests": commit_of(args.data)}, "all": sums, "rows": exports.rows,
+                   "why skipped": dict(exports.skipped.most_common()), "classes of structures that are not here": exports.refused}
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+class Exports:
+    """A plugin of pytest: what the tests of a class make is our exported model, and nothing but what the mixins ask is run."""
+
+    def __init__(self, place):
+        self.place, self.family, self.refused, self.skipped = place, {}, {}, Counter()
+        self.rows = {}
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if self._asked(item) and self._stands_in(item)]
+
+    def pytest_runtest_logreport(self, report):
+        name = self.family[report.nodeid.split("::")[1]]
+        row = self.rows.setdefault(name, {"passed": 0, "skipped": 0, "failed": []})
+        if report.failed:
+            row["failed"].append(report.nodeid.split("::", 1)[1])
+        elif report.skipped:
+            row["skipped"] += 1
+            self.skipped[report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)] += 1
+        elif report.when == "call":
+            row["passed"] += 1
+
+    def _asked(self, item):
+        """Is it a test of a mixin, maybe with another tolerance in the class itself?"""
+        return item.cls is not None and any(base.__name__ in MIXINS and hasattr(base, item.originalname) for base in item.cls.__mro__)
+
+    def _stands_in(self, item):
+        """Puts our model in the place of the class's own, once -> False where our layout has no such structure."""
+        cls = item.cls
+        if cls.__name__ not in self.family and cls.__name__ not in self.refused:
+            family, Model, changes = LAYOUTS[f"{item.path.parent.name}/{item.path.name}"]
+            asked = cls()
+            try:
+                exported = self._exported(cls.__name__, family, Model, asked.get_init_dict() | changes)
+            except ConfigError as error:
+                self.refused[cls.__name__] = str(error)
+                return False
+            config = json.loads((exported / "config.json").read_text())
+            cls.model_class = loading(asked.model_class, exported)
+            cls.get_init_dict = lambda self, config=config: {field: value for field, value in config.items() if field != "_class_name"}
+            self.family[cls.__name__] = family.name
+        return cls.__name__ in self.family
+
+    def _exported(self, name, family, Model, config):
+        """A folder of diffusers with our model of that configuration, every weight random."""
+        torch.manual_seed(0)
+        cfg = family.to_ours(config)
+        model = Model(cfg)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        state = model.weights() if hasattr(model, "weights") else model.state_dict()
+        save_folder(self.place / name, {"config.json": family.to_theirs(cfg),
+                                        "diffusion_pytorch_model.safetensors": family.export_state(cfg, state)})
+        return self.place / name
+
+
+def loading(cls, exported):
+    """Their class -> one of the same name whose new models of the exported configuration have the exported weights."""
+    weights = load_tensors(exported)
+
+    @functools.wraps(cls.__init__)
+    def start(self, *args, **kwargs):
+        cls.__init__(self, *args, **kwargs)
+        if next(self.parameters()).device.type != "meta":                  # else somebody is about to load others
+            self.load_state_dict(weights)
+
+    return type(cls.__name__, (cls,), {"__init__": start, "__module__": cls.__module__})
+
+
+def commit_of(folder):
+    """What is known of a checkout."""
+    done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return done.stdout.strip() or "no git checkout"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Diffusion as users call it, its schedules and its folders; equality with diffusers is in tests/parity/test_pipelines.py."""
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_diffusion import CLASSES, coder, tiny_dit, tiny_unet
+
+import gencore
+from gencore.check import CheckpointError, ConfigError, InputError
+from imagegen import Diffusion
+from imagegen.diffusion_files import diffusion_files, is_passing_through, padded, without_padding
+from imagegen.schedule import Schedule, to_schedule, to_scheduler
+from imagegen.tiny_autoencoder import passes_through
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A class-conditional model in latents that was saved and opened."""
+    folder = tmp_path_factory.mktemp("diffusion") / "m"
+    Diffusion(tiny_dit(), coder(), labels=CLASSES).save_pretrained(folder)
+    return Diffusion.from_pretrained(folder)
+
+
+def test_a_picture_is_the_same_alone_and_in_a_list_also_where_noise_is_fresh(saved):
+    for sampler in ("ddim", "ddpm", "euler_ancestral"):
+        together = saved(["star", "box", 3], steps=5, guidance=2.0, sampler=sampler, seed=5, output_type="pt")
+        alone = saved("square", steps=5, guidance=2.0, sampler=sampler, seed=6, output_type="pt")
+        torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-5)
+        assert (together[0] - together[2]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "UniPCMultistepScheduler"])
+def test_a_recipe_makes_it_again(saved, sampler, tmp_path):
+    import diffusers
+    pictures = saved(["star", "heart"], steps=4, guidance=2.0, size=(16, 24), seed=7, sampler=getattr(diffusers, sampler, sampler))
+    pictures[1].save(tmp_path / "a.png")
+    again = gencore.replay(tmp_path / "a.png")
+    assert again.size == (24, 16) and again.tobytes() == pictures[1].tobytes()
+
+
+def test_pictures_need_not_be_square(saved):
+    assert saved(0, steps=2, size=(16, 24), seed=0, output_type="np").shape == (1, 16, 24, 3)
+    unet = Diffusion(tiny_unet())
+    assert unet(2, steps=2, size=(12, 9), seed=0, output_type="pt").shape == (2, 3, 12, 9) and unet(steps=2, seed=0)[0].size == (8, 8)
+
+
+def test_a_u_net_is_guided_where_it_has_a_class_for_none(tmp_path):
+    with_none = Diffusion(tiny_unet(classes=3), labels=("left", "right"))
+    made = [with_none(["left"], steps=3, guidance=guidance, seed=0, output_type="pt") for guidance in (1.0, 3.0)]
+    assert (made[0] - made[1]).abs().max() > 1e-3
+    with_none.save_pretrained(tmp_path / "m")
+    torch.testing.assert_close(Diffusion.from_pretrained(tmp_path / "m")(["left"], steps=3, guidance=3.0, seed=0, output_type="pt"), made[1])
+    with pytest.raises(InputError, match="guidance should be 1: this model has no class that stands for none"):
+        Diffusion(tiny_unet(classes=2), labels=("left", "right"))("left", guidance=2.0)
+
+
+def test_guidance_of_none_draws_what_no_class_draws(saved):
+    """Scale 0 leans all the way to no class: the same whatever was asked for."""
+    a, b = (saved(label, steps=3, guidance=0.0, seed=0, output_type="pt") for label in ("star", "heart"))
+    assert torch.equal(a, b)
+
+
+def test_empty_classes_are_written_for_dit_pipeline_and_left_out_again():
+    family, cfg, state = padded(tiny_dit())
+    rows, ours = state["labels.table.weight"], tiny_dit().labels.table.weight
+    assert cfg.classes == 1000 and rows.shape[0] == 1001
+    assert torch.equal(rows[:4], ours[:4]) and torch.equal(rows[1000], ours[4]) and not rows[4:1000].any()
+    whole = tiny_dit(classes=1000)
+    whole.load_state_dict(state)
+    assert torch.equal(without_padding(whole).labels.table.weight, ours)
+    assert without_padding(tiny_dit()).cfg == tiny_dit().cfg
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_autoencoder_that_hands_pixels_through(dtype):
+    model, pixels = passes_through(3), torch.rand(2, 3, 5, 7) * 2 - 1
+    model.load_state_dict({key: tensor.to(dtype).float() for key, tensor in model.state_dict().items()})
+    torch.testing.assert_close(model.decode(pixels / model.cfg.scaling), pixels, rtol=0, atol=2e-6)
+    torch.testing.assert_close(model.encode(pixels) * model.cfg.scaling, pixels, rtol=0, atol=2e-6)
+    assert is_passing_through(model) and not is_passing_through(coder())
+    model.decoder.layers[0].weight.mul_(2)
+    assert not is_passing_through(model)
+
+
+SCHEDULES = [Schedule(), Schedule(sampler="ddpm", variance="learned", clip=1.0), Schedule(sampler="ddpm", variance="large", clip=2.0, offset=1),
+             Schedule(predicts="v", betas="squaredcos_cap_v2", spacing="trailing", to_data=False), Schedule(sampler="dpm_solver", spacing="linspace"),
+             Schedule("flow", "velocity", "dpm_solver", shift=3.0), Schedule("flow", "data", "dpm_solver"), Schedule("flow", "velocity", "euler"),
+             Schedule("ve", "edm", "euler", deviation=0.25)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_survives_the_way_there_and_back_and_diffusers_takes_the_same_steps(schedule):
+    import diffusers
+    config = to_scheduler(schedule)
+    assert to_schedule(json.loads(json.dumps(config))) == schedule
+    theirs = getattr(diffusers, config["_class_name"]).from_config(config)
+    for steps in (1, 3, 7, 50):
+        theirs.set_timesteps(steps)
+        levels, times = schedule.levels(steps)
+        assert len(levels) == len(times) + 1 and bool((levels.diff() < 0).all())
+        torch.testing.assert_close(times, theirs.timesteps.float(), rtol=1e-6, atol=0)
+        if hasattr(theirs, "sigmas") and schedule.path != "vp":
+            torch.testing.assert_close(levels, theirs.sigmas.float(), rtol=1e-5, atol=0)
+
+
+def test_defaults_of_diffusers_are_read_as_they_are_meant():
+    """A configuration that says next to nothing means what the class there takes for granted."""
+    import diffusers
+    for name in ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"):
+        whole = {field: value for field, value in getattr(diffusers, name)().config.items() if field != "lambda_min_clipped"}
+        assert to_schedule({"_class_name": name}) == to_schedule(whole | {"_class_name": name})
+
+
+@pytest.mark.parametrize("config, words", [
+    ({"_class_name": "PNDMScheduler"}, "any other scheduler of diffusers can be given as sampler="), ({}, "_class_name should be one of"),
+    ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding"),
+    ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "learned_range"),
+    ({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}, "betas"), ({"_class_name": "DDIMScheduler", "num_train_timesteps": 0}, "count"),
+    ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order"), ({"_class_name": "EDMEulerScheduler", "rho": 5}, "rho"),
+])
+def test_schedules_that_are_not_walked_here_are_named(config, words):
+    with pytest.raises(ConfigError, match=words):
+        to_schedule(config)
+
+
+@pytest.mark.parametrize("fields, words", [
+    ({"path": "flow"}, "predicts should be velocity or data"), ({"path": "ve", "predicts": "edm"}, "sampler should be euler"),
+    ({"low": 0.5, "high": 0.1}, "0 < low <= high"), ({"sampler": "heun"}, "sampler"), ({"clip": 0}, "clip"),
+    ({"path": "flow", "predicts": "velocity", "sampler": "euler", "count": 500}, "count should be 1000"),
+])
+def test_schedules_that_can_not_be_are_named(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        replace(Schedule(), **fields)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: Diffusion(tiny_dit(), coder(), labels=("a",) * 2), "labels should differ"), (lambda: Diffusion(tiny_unet(), labels=("a",)), "0 classes"),
+    (lambda: Diffusion(tiny_unet(), schedule=Schedule(sampler="ddpm", variance="learned")), "the denoiser says none"),
+    (lambda: Diffusion(tiny_unet(out_channels=5)), "say 3 channels, or twice as many"),
+    (lambda: diffusion_files(tiny_unet(out_channels=6)), 'drawn by "ddpm" alone'),
+    (lambda: diffusion_files(tiny_dit(), schedule=Schedule(sampler="ddpm")), "DiTPipeline drops a learned variance"),
+    (lambda: diffusion_files(tiny_dit(), schedule=Schedule("flow", "velocity", "euler")), "DiTPipeline can't go by"),
+])
+def test_parts_that_do_not_fit_are_named(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda model: model("stat"), 'did you mean "star"'), (lambda model: model([]), "labels is empty"),
+    (lambda model: model(4), "a number below 4, got 4"),
+    (lambda model: model(True), "got True"), (lambda model: model(), "got None"), (lambda model: model("star", steps=0), "steps should be"),
+    (lambda model: model("star", guidance=-1), "guidance should be between"),
+    (lambda model: model("star", sampler="plms"), "sampler should be ddpm, ddim"),
+    (lambda model: model("star", sampler=3), "a scheduler of diffusers or its class, got 3"), (lambda model: model("star", size=10), "multiple of 4"),
+    (lambda model: model("star", size=(16, 16, 3)), "a side, or"), (lambda model: model("star", output_type="jpg"), "output_type should be one of"),
+    (lambda model: model("star", seed=-1), "seed"), (lambda model: Diffusion(tiny_unet())("star"), "how many pictures.*got 'star'"),
+])
+def test_wrong_calls_are_named(saved, call, words):
+    with pytest.raises(InputError, match=words):
+        call(saved)
+
+
+def test_a_scheduler_made_for_another_prediction_is_named(saved):
+    from diffusers import DDIMScheduler
+    with pytest.raises(InputError, match='this model predicts "epsilon", the scheduler expects .v_prediction.: give its class, DDIMScheduler'):
+        saved("star", sampler=DDIMScheduler(prediction_type="v_prediction"))
+
+
+def test_parts_in_each_others_places_are_named(saved, tmp_path):
+    saved.save_pretrained(tmp_path / "m")
+    for path in (tmp_path / "m").rglob("digests.json"):
+        path.unlink()
+    for a, b in (("vae", "spare"), ("transformer", "vae"), ("spare", "transformer")):
+        (tmp_path / "m" / a).rename(tmp_path / "m" / b)
+    with pytest.raises(CheckpointError, match="in each other's places"):
+        Diffusion.from_pretrained(tmp_path / "m")
