@@ -6,6 +6,8 @@
 
 A denoiser (ClassDiT or UNet), an autoencoder or none, and a schedule. The folder is diffusers' own: `DiffusionPipeline.from_pretrained(folder)`
 opens it as DiTPipeline, DDPMPipeline, DDIMPipeline or LDMPipeline, and draws the same from the same noise. Files: imagegen/diffusion_files.py."""
+from dataclasses import dataclass
+
 import torch
 
 from gencore.check import ConfigError, InputError, in_range, nearest, only_device, seeds_of, whole
@@ -16,6 +18,15 @@ from imagegen.class_dit import ClassDiT
 from imagegen.schedule import Schedule
 from imagegen.scheduler import Scheduler, scheduler_of
 from imagegen.text_to_image import FORMS, TOGETHER, finished, progress_bar
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How pictures are drawn, checked."""
+    steps: int = 50
+    guidance: float = 1.0                             # 1 = the class as it is; more leans away from none
+    sampler: str | Scheduler | None = None            # None: the schedule's own
+    shape: tuple[int, int, int] | None = None         # (C,h,w) of what the denoiser sees; None: as in training
 
 
 class Diffusion:
@@ -41,37 +52,38 @@ class Diffusion:
         in_range("guidance", guidance, 0, 100)
         if guidance != 1 and none_of(self.denoiser, self.labels) is None:
             raise InputError("guidance should be 1: this model has no class that stands for none to lean away from")
-        sampler, shape = self._sampler(sampler), self._shape(size)
+        plan = Plan(steps, guidance, self._sampler(sampler), self._shape(size))
         self.schedule.levels(steps)                                                # steps at the door
         seeds = seeds_of(seed, len(numbers))
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
-        settings = {"steps": steps, "guidance": guidance, "size": None if size is None else list(shape[1:]),
-                    "sampler": sampler.config if isinstance(sampler, Scheduler) else sampler}
+        settings = {"steps": steps, "guidance": guidance, "size": [side * self.shrink for side in plan.shape[1:]],
+                    "sampler": plan.sampler.config if isinstance(plan.sampler, Scheduler) else plan.sampler}
         made, recipes = [], []
         with progress_bar(-(-len(numbers) // TOGETHER) * steps, progress) as bar:
             for i in range(0, len(numbers), TOGETHER):
                 asked, own = numbers[i:i + TOGETHER], seeds[i:i + TOGETHER]
-                made.append(self.draw(torch.tensor(asked), own, steps=steps, guidance=guidance, sampler=sampler, shape=shape, tick=bar.update))
+                made.append(self.draw(torch.tensor(asked), own, plan, tick=bar.update))
                 recipes += [self._recipe(asked, place, own[0], settings) for place in range(len(asked))]
         return finished(torch.cat(made), recipes, output_type)
 
-    def draw(self, numbers, seeds, *, steps, guidance=1.0, sampler=None, shape=None, tick=lambda: None):
-        """numbers (B,) of classes and as many seeds -> pictures (B,C,H,W) in [-1,1]; shape (C,h,w) of what the denoiser sees."""
+    def draw(self, numbers, seeds, plan, *, tick=lambda: None):
+        """numbers (B,) of classes and as many seeds -> pictures (B,C,H,W) in [-1,1]."""
         device = next(self.denoiser.parameters()).device
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(shape or self._shape(None), generator=own) for own in generators]).to(device)
-        for x in self.way(noise, numbers.to(device), generators, steps=steps, guidance=guidance, sampler=sampler):
+        noise = torch.stack([torch.randn(plan.shape or self._shape(None), generator=own) for own in generators]).to(device)
+        for x in self.way(noise, numbers.to(device), generators, plan):
             tick()
         return self.decode(x)
 
-    def way(self, noise, numbers, generators, *, steps, guidance=1.0, sampler=None):
-        """noise (B,C,h,w) -> yields the way to the latents or pixels, step by step."""
-        sampler, says = sampler or self.schedule.sampler, Said(self.denoiser, numbers, none_of(self.denoiser, self.labels), guidance)
+    def way(self, noise, numbers, generators, plan):
+        """noise (B,C,h,w), numbers (B,) of classes, B generators of fresh noise -> yields the way to the latents or pixels, step by step."""
+        sampler, says = plan.sampler or self.schedule.sampler, Said(self.denoiser, numbers, none_of(self.denoiser, self.labels), plan.guidance)
         if isinstance(sampler, Scheduler):
-            return sampler.way(says, noise, steps, generators)
-        levels, times = self.schedule.levels(steps, sampler)
-        return walk(sampler, denoiser_of(self.schedule, says, levels, times, sampler == "ddpm"), noise, levels.to(noise), generators, self.schedule)
+            return sampler.way(says, noise, plan.steps, generators)
+        levels, times = self.schedule.levels(plan.steps, sampler)
+        denoise = denoiser_of(self.schedule, says, dict(zip(levels.tolist(), times.tolist())), ancestral=sampler == "ddpm")
+        return walk(sampler, denoise, noise, levels.to(noise), generators=generators, schedule=self.schedule)
 
     def decode(self, x):
         """What the denoiser draws -> pictures (B,C,H,W) in [-1,1]."""
@@ -85,6 +97,11 @@ class Diffusion:
         for network in filter(None, (self.denoiser, self.autoencoder)):
             network.to(device)
         return self
+
+    @property
+    def shrink(self):
+        """Side of the pictures / side of what the denoiser sees."""
+        return 1 if self.autoencoder is None else self.autoencoder.cfg.shrink
 
     def _sampler(self, sampler):
         """What was asked for -> a name of ours or a Scheduler."""
@@ -101,12 +118,11 @@ class Diffusion:
         sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
         if len(sides) != 2:
             raise InputError(f"size should be a side, or (height, width), got {size!r:.80}")
-        shrink = 1 if self.autoencoder is None else self.autoencoder.cfg.shrink
-        step = shrink * getattr(cfg, "patch", 1)
+        step = self.shrink * getattr(cfg, "patch", 1)
         for side in sides:
             if whole("size", side, step, 4096) % step:
                 raise InputError(f"size should be a multiple of {step}, got {side}")
-        return cfg.channels, sides[0] // shrink, sides[1] // shrink
+        return cfg.channels, sides[0] // self.shrink, sides[1] // self.shrink
 
     def _recipe(self, numbers, place, seed, settings):
         """Recipe of one picture of a batch. It names the whole batch: sums are rounded differently in another one."""
@@ -149,10 +165,8 @@ class Said:
         return self.denoiser(x, t, numbers) if self.classes else self.denoiser(x, t)
 
 
-def denoiser_of(schedule, says, levels, times, ancestral):
-    """-> denoise(x, level) -> data, or (data, share) where an ancestral chain is to use another variance than the posterior's."""
-    told = dict(zip(levels.tolist(), times.tolist()))
-
+def denoiser_of(schedule, says, told, *, ancestral):
+    """told {level: t} -> denoise(x, level) -> data, or (data, share) where an ancestral chain is to use another variance than the posterior's."""
     def denoise(x, level):
         if schedule.path == "ve":                                          # EDM's preconditioning (Karras et al. 2022, eq. 7)
             s = schedule.deviation
@@ -167,7 +181,7 @@ def denoiser_of(schedule, says, levels, times, ancestral):
     return denoise
 
 
-def walk(sampler, denoise, noise, levels, generators, schedule):
+def walk(sampler, denoise, noise, levels, *, generators, schedule):
     """The way of a sampler by name. Euler and its kin go the "ve" path: there "vp" is the same pictures, not scaled down."""
     path = schedule.mixture
     if sampler == "ddpm":

@@ -75,7 +75,8 @@ class Schedule:
         sampler = sampler or self.sampler
         check_steps(steps)
         if self.path == "flow":
-            return (flow_levels if sampler == "dpm_solver" else flow_euler_levels)(steps, self.shift)
+            levels, times = (flow_levels if sampler == "dpm_solver" else flow_euler_levels)(steps, self.shift)
+            return levels, times.float()
         if self.path == "ve":
             levels = karras_levels(steps)
             return levels, levels[:-1].log() / 4

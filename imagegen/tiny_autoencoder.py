@@ -8,6 +8,8 @@ from torch import nn
 from gencore.check import ConfigError, dims
 from gencore.config import Few, Positive, Size, check_fields
 
+MAGNITUDE = 3.0                     # latents beyond it are squeezed before they are decoded; diffusers does so whatever its configuration says
+
 
 @dataclass(frozen=True)
 class TinyAutoencoderConfig:
@@ -18,7 +20,6 @@ class TinyAutoencoderConfig:
     encoder_blocks: tuple[Few, ...] = (1, 3, 3, 3)   # residual blocks there
     decoder: tuple[Size, ...] = (64, 64, 64, 64)     # from coarse to fine
     decoder_blocks: tuple[Few, ...] = (3, 3, 3, 1)
-    magnitude: Positive = 3.0                        # latents beyond it are squeezed before they are decoded
     scaling: Positive = 1.0                          # latents that a denoiser sees = scaling * latents here
 
     def __post_init__(self):
@@ -74,7 +75,7 @@ class TinyAutoencoder(nn.Module):
     def decode(self, latents):
         """latents -> pictures, not clamped."""
         dims("latents", latents, "B C H W", C=self.cfg.latent)
-        return self.decoder(torch.tanh(latents / self.cfg.magnitude) * self.cfg.magnitude) * 2 - 1
+        return self.decoder(torch.tanh(latents / MAGNITUDE) * MAGNITUDE) * 2 - 1
 
 
 @torch.no_grad()

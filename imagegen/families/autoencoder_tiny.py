@@ -7,15 +7,15 @@ from imagegen.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
 FIELDS = (("in_channels", "picture_channels", 3), ("latent_channels", "latent", 4), ("encoder_block_out_channels", "encoder", (64,) * 4),
           ("num_encoder_blocks", "encoder_blocks", (1, 3, 3, 3)), ("decoder_block_out_channels", "decoder", (64,) * 4),
-          ("num_decoder_blocks", "decoder_blocks", (3, 3, 3, 1)), ("latent_magnitude", "magnitude", 3), ("scaling_factor", "scaling", 1.0))
-FIXED = {"act_fn": ("relu",), "upsample_fn": ("nearest",), "upsampling_scaling_factor": (2,), "latent_shift": (0.5,), "shift_factor": (0.0, None)}
+          ("num_decoder_blocks", "decoder_blocks", (3, 3, 3, 1)), ("scaling_factor", "scaling", 1.0))
+FIXED = {"act_fn": ("relu",), "upsample_fn": ("nearest",), "upsampling_scaling_factor": (2,), "latent_shift": (0.5,),
+         "latent_magnitude": (3, 3.0), "shift_factor": (0.0, None)}
 
 
 def to_ours(config):
     expect_fields(config, FIXED, "AutoencoderTiny")
     expect_fields(config, {"out_channels": (config.get("in_channels", 3),)}, "AutoencoderTiny")
-    fields = read_fields(FIELDS, config, "AutoencoderTiny")
-    return from_dict(TinyAutoencoderConfig, fields | {"magnitude": float(fields["magnitude"])})
+    return from_dict(TinyAutoencoderConfig, read_fields(FIELDS, config, "AutoencoderTiny"))
 
 
 def to_theirs(cfg):

@@ -49,7 +49,7 @@ def drawn(pipeline, steps, guidance):
 def ours_drawn(model, steps, guidance):
     transformer = model.denoiser.cfg.classes
     made = model([1, 2] if transformer else 2, steps=steps, guidance=guidance if transformer else 1.0, seed=SEED, output_type="np", progress=False)
-    assert 0.05 < made.std() < 0.4                                            # a picture, and not all black and white
+    assert 0.05 < made.std() < 0.45                                           # a picture, and not all black and white
     return torch.from_numpy(made)
 
 
@@ -84,13 +84,13 @@ def their_pipeline(kind, schedule):
         unet = tiny_unet()
         theirs = diffusers.UNet2DModel.from_config(UNET.to_theirs(unet.cfg))
         theirs.load_state_dict(UNET.export_state(unet.cfg, unet.state_dict()))
-        return diffusers.DDPMPipeline(theirs, scheduler)
+        return diffusers.DDPMPipeline(theirs.eval(), scheduler)
     transformer, vae = tiny_dit(classes=1000), coder()
     theirs = diffusers.DiTTransformer2DModel.from_config(DIT.to_theirs(transformer.cfg))
     theirs.load_state_dict(DIT.export_state(transformer.cfg, transformer.state_dict()))
     decoder = diffusers.AutoencoderKL.from_config(AUTOENCODER_KL.to_theirs(vae.cfg))
     decoder.load_state_dict(AUTOENCODER_KL.export_state(vae.cfg, vae.state_dict()))
-    return diffusers.DiTPipeline(theirs, decoder, scheduler)
+    return diffusers.DiTPipeline(theirs.eval(), decoder.eval(), scheduler)            # in training it forgets labels
 
 
 @pytest.mark.parametrize("kind, schedule", [("DDPMPipeline", Schedule(sampler="ddpm", clip=1.0)), ("DiTPipeline", Schedule(predicts="v"))])
