@@ -23,10 +23,10 @@ from imagegen.text_to_image import FORMS, TOGETHER, finished, progress_bar
 @dataclass(frozen=True)
 class Plan:
     """How pictures are drawn, checked."""
-    steps: int = 50
-    guidance: float = 1.0                             # 1 = the class as it is; more leans away from none
-    sampler: str | Scheduler | None = None            # None: the schedule's own
-    shape: tuple[int, int, int] | None = None         # (C,h,w) of what the denoiser sees; None: as in training
+    steps: int
+    guidance: float                             # 1 = the class as it is; more leans away from none
+    sampler: str | Scheduler
+    shape: tuple[int, int, int]                 # (C,h,w) of what the denoiser sees
 
 
 class Diffusion:
@@ -49,11 +49,7 @@ class Diffusion:
         sampler: one of schedule.SAMPLERS, or a scheduler of diffusers, or its class. size: side, or (height, width). Picture i is drawn from the
         noise of seed + i, alone and in a list (up to rounding). seed None: a new one; it is in the picture's .info["recipe"]."""
         numbers = class_numbers(labels, self.labels, self.denoiser.cfg.classes)
-        in_range("guidance", guidance, 0, 100)
-        if guidance != 1 and none_of(self.denoiser, self.labels) is None:
-            raise InputError("guidance should be 1: this model has no class that stands for none to lean away from")
-        plan = Plan(steps, guidance, self._sampler(sampler), self._shape(size))
-        self.schedule.levels(steps)                                                # steps at the door
+        plan = self._plan(steps, guidance, sampler, size)
         seeds = seeds_of(seed, len(numbers))
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
@@ -63,27 +59,30 @@ class Diffusion:
         with progress_bar(-(-len(numbers) // TOGETHER) * steps, progress) as bar:
             for i in range(0, len(numbers), TOGETHER):
                 asked, own = numbers[i:i + TOGETHER], seeds[i:i + TOGETHER]
-                made.append(self.draw(torch.tensor(asked), own, plan, tick=bar.update))
+                made.append(self._drawn(torch.tensor(asked), own, plan, bar.update))
                 recipes += [self._recipe(asked, place, own[0], settings) for place in range(len(asked))]
         return finished(torch.cat(made), recipes, output_type)
 
-    def draw(self, numbers, seeds, plan, *, tick=lambda: None):
-        """numbers (B,) of classes and as many seeds -> pictures (B,C,H,W) in [-1,1]."""
+    def draw(self, numbers, seeds, *, steps=50, guidance=1.0, sampler=None, size=None):
+        """numbers (B,) of classes and as many seeds -> pictures (B,C,H,W) in [-1,1], all in one batch."""
+        return self._drawn(numbers, seeds, self._plan(steps, guidance, sampler, size), lambda: None)
+
+    def _drawn(self, numbers, seeds, plan, tick):
         device = next(self.denoiser.parameters()).device
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(plan.shape or self._shape(None), generator=own) for own in generators]).to(device)
+        noise = torch.stack([torch.randn(plan.shape, generator=own) for own in generators]).to(device)
         for x in self.way(noise, numbers.to(device), generators, plan):
             tick()
         return self.decode(x)
 
     def way(self, noise, numbers, generators, plan):
         """noise (B,C,h,w), numbers (B,) of classes, B generators of fresh noise -> yields the way to the latents or pixels, step by step."""
-        sampler, says = plan.sampler or self.schedule.sampler, Said(self.denoiser, numbers, none_of(self.denoiser, self.labels), plan.guidance)
-        if isinstance(sampler, Scheduler):
-            return sampler.way(says, noise, plan.steps, generators)
-        levels, times = self.schedule.levels(plan.steps, sampler)
-        denoise = denoiser_of(self.schedule, says, dict(zip(levels.tolist(), times.tolist())), ancestral=sampler == "ddpm")
-        return walk(sampler, denoise, noise, levels.to(noise), generators=generators, schedule=self.schedule)
+        says = Said(self.denoiser, numbers, none_of(self.denoiser, self.labels), plan.guidance)
+        if isinstance(plan.sampler, Scheduler):
+            return plan.sampler.way(says, noise, plan.steps, generators)
+        levels, times = self.schedule.levels(plan.steps, plan.sampler)
+        denoise = denoiser_of(self.schedule, says, dict(zip(levels.tolist(), times.tolist())), ancestral=plan.sampler == "ddpm")
+        return walk(plan.sampler, denoise, noise, levels.to(noise), generators=generators, schedule=self.schedule)
 
     def decode(self, x):
         """What the denoiser draws -> pictures (B,C,H,W) in [-1,1]."""
@@ -103,12 +102,18 @@ class Diffusion:
         """Side of the pictures / side of what the denoiser sees."""
         return 1 if self.autoencoder is None else self.autoencoder.cfg.shrink
 
-    def _sampler(self, sampler):
-        """What was asked for -> a name of ours or a Scheduler."""
-        if isinstance(sampler, str) or sampler is None:
-            self.schedule.check_sampler(sampler or self.schedule.sampler)
-            return sampler or self.schedule.sampler
-        return scheduler_of(sampler, self.schedule)
+    def _plan(self, steps, guidance, sampler, size):
+        """What was asked for, checked."""
+        in_range("guidance", guidance, 0, 100)
+        if guidance != 1 and none_of(self.denoiser, self.labels) is None:
+            raise InputError("guidance should be 1: this model has no class that stands for none to lean away from")
+        if not isinstance(sampler, str) and sampler is not None:
+            sampler = scheduler_of(sampler, self.schedule)
+        else:
+            sampler = sampler or self.schedule.sampler
+            self.schedule.check_sampler(sampler)
+        self.schedule.levels(steps)                                                # steps at the door
+        return Plan(steps, guidance, sampler, self._shape(size))
 
     def _shape(self, size):
         """Side or (height, width) of the pictures -> (C,h,w) of what the denoiser sees."""

@@ -2,7 +2,7 @@
 import inspect
 import json
 
-from gencore.check import InputError
+from gencore.check import InputError, whole
 from imagegen.schedule import PREDICTIONS, to_scheduler
 
 
@@ -36,11 +36,21 @@ def scheduler_of(given, schedule):
     if not (isinstance(named, type) and issubclass(named, diffusers.SchedulerMixin)):
         raise InputError(f"sampler should be a name, or a scheduler of diffusers or its class, got {given!r:.80}")
     if isinstance(given, type):
-        given = named.from_config(to_scheduler(schedule))
+        flow = {"shift": schedule.shift, "flow_shift": schedule.shift, "use_flow_sigmas": True} if schedule.path == "flow" else {}
+        given = named.from_config(to_scheduler(schedule) | flow)
     config = dict(given if isinstance(given, dict) else given.config)
     config = {field: json.loads(json.dumps(value, default=list)) for field, value in config.items() if field[0] != "_"}
-    wanted = PREDICTIONS.get(schedule.predicts)
-    if schedule.path == "vp" and config.get("prediction_type", wanted) != wanted:
-        raise InputError(f'this model predicts "{wanted}", the scheduler expects {config["prediction_type"]!r}: give its class, {named.__name__}, '
-                         "and it is made to fit")
+    check_fits(named.__name__, config, schedule)
     return Scheduler(named, config)
+
+
+def check_fits(name, config, schedule):
+    """InputError for a scheduler that walks another path than the model has learnt, or takes what it says for something else."""
+    path = "ve" if "sigma_data" in config else "flow" if "FlowMatch" in name or config.get("use_flow_sigmas") else "vp"
+    if path != schedule.path:
+        raise InputError(f'this model goes the path "{schedule.path}", {name} goes "{path}": give another scheduler, or its class')
+    wanted = PREDICTIONS.get(schedule.predicts, "epsilon")                                 # EDM's preconditioning is called so there
+    said = config.get("prediction_type", "flow_prediction" if path == "flow" else "epsilon")
+    if said != wanted:
+        raise InputError(f'this model predicts "{wanted}", the scheduler expects {said!r}: give its class, {name}, and it is made to fit')
+    whole("num_train_timesteps", config.get("num_train_timesteps", 1000), 1, 10_000)       # of a recipe, which is a stranger's

@@ -168,6 +168,12 @@ def test_a_scheduler_made_for_another_prediction_is_named(saved):
         saved("star", sampler=DDIMScheduler(prediction_type="v_prediction"))
 
 
+def test_a_scheduler_of_another_path_is_named(saved):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    with pytest.raises(InputError, match='goes the path "vp", FlowMatchEulerDiscreteScheduler goes "flow"'):
+        saved("star", sampler=FlowMatchEulerDiscreteScheduler)
+
+
 def test_parts_in_each_others_places_are_named(saved, tmp_path):
     saved.save_pretrained(tmp_path / "m")
     for path in (tmp_path / "m").rglob("digests.json"):

@@ -139,6 +139,17 @@ def test_each_sampler_draws_as_the_scheduler_of_its_name_given_instead(name, the
     torch.testing.assert_close(given, ours, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("schedule, name, theirs", [
+    (Schedule("flow", "velocity", "euler", shift=3.0), "euler", "FlowMatchEulerDiscreteScheduler"),
+    (Schedule("flow", "velocity", "dpm_solver", shift=3.0), "euler", "FlowMatchEulerDiscreteScheduler"),
+    (Schedule("flow", "velocity", "euler", shift=3.0), "dpm_solver", "DPMSolverMultistepScheduler"), (Schedule("ve", "edm", "euler"), "euler", "EDMEulerScheduler")])
+def test_samplers_of_the_other_paths_as_well(schedule, name, theirs):
+    import diffusers
+    model = Diffusion(tiny_unet(), schedule=schedule)
+    ours, given = (model(2, sampler=sampler, steps=9, seed=SEED, output_type="pt", progress=False) for sampler in (name, getattr(diffusers, theirs)))
+    torch.testing.assert_close(given, ours, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("scheduler", ["UniPCMultistepScheduler", "DEISMultistepScheduler", "PNDMScheduler"])
 def test_schedulers_that_have_no_counterpart_here_draw_as_in_dit_pipeline(scheduler, tmp_path):
     import diffusers
