@@ -7,7 +7,9 @@ Each of its test classes for a layout that is written here is run on a folder wi
 made from it, exported, and stands in the place of the one that the class would make. Nothing of the checkout is kept. What a CPU without a network
 can't do is skipped by the tests themselves. Writes benchmarks/results/diffusers_mixins.json."""
 import argparse
+import copy
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -108,38 +110,40 @@ class Exports:
             family, Model, changes = LAYOUTS[f"{item.path.parent.name}/{item.path.name}"]
             asked = cls()
             try:
-                exported = self._exported(cls.__name__, family, Model, asked.get_init_dict() | changes)
+                exported = export(self.place, family, Model, asked.get_init_dict() | changes)
             except ConfigError as error:
                 self.refused[cls.__name__] = str(error)
                 return False
-            config = json.loads((exported / "config.json").read_text())
-            cls.model_class = loading(asked.model_class, exported)
-            cls.get_init_dict = lambda self, config=config: {field: value for field, value in config.items() if field != "_class_name"}
+            config = {field: value for field, value in json.loads((exported / "config.json").read_text()).items() if field != "_class_name"}
+            cls.model_class = loading(asked.model_class, functools.partial(export, self.place, family, Model))
+            cls.get_init_dict = lambda self, config=config: copy.deepcopy(config)
             self.family[cls.__name__] = family.name
         return cls.__name__ in self.family
 
-    def _exported(self, name, family, Model, config):
-        """A folder of diffusers with our model of that configuration, every weight random."""
-        torch.manual_seed(0)
-        cfg = family.to_ours(config)
-        model = Model(cfg)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
+
+def export(place, family, Model, config):
+    """A configuration of theirs -> a folder with our model of it, its weights random; made once."""
+    cfg = family.to_ours(config)
+    folder = place / f"{family.name}-{hashlib.sha256(repr(cfg).encode()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Model(cfg)
+            for module in model.modules():                 # as torch starts them, for which the tests' tolerances are: ours would begin at zero
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
         state = model.weights() if hasattr(model, "weights") else model.state_dict()
-        save_folder(self.place / name, {"config.json": family.to_theirs(cfg),
-                                        "diffusion_pytorch_model.safetensors": family.export_state(cfg, state)})
-        return self.place / name
+        save_folder(folder, {"config.json": family.to_theirs(cfg), "diffusion_pytorch_model.safetensors": family.export_state(cfg, state)})
+    return folder
 
 
 def loading(cls, exported):
-    """Their class -> one of the same name whose new models of the exported configuration have the exported weights."""
-    weights = load_tensors(exported)
-
+    """Their class -> one of the same name whose new models have the weights that our export of their configuration has."""
     @functools.wraps(cls.__init__)
     def start(self, *args, **kwargs):
         cls.__init__(self, *args, **kwargs)
         if next(self.parameters()).device.type != "meta":                  # else somebody is about to load others
-            self.load_state_dict(weights)
+            self.load_state_dict(load_tensors(exported(dict(self.config))))
 
     return type(cls.__name__, (cls,), {"__init__": start, "__module__": cls.__module__})
 

@@ -56,17 +56,17 @@ def unpatchify(patches, height, width, patch):
 
 
 class TimestepEmbedding(nn.Module):
-    """Timesteps or noise levels (B,) -> (B,D): sinusoids cos|sin, then a two-layer MLP (Ho et al. 2020; Peebles & Xie 2023)."""
+    """Timesteps or noise levels (B,) -> (B,D): sinusoids, then a two-layer MLP (Ho et al. 2020; Peebles & Xie 2023)."""
 
-    def __init__(self, width, features=256, shift=0.0):
+    def __init__(self, width, features=256, shift=0.0, *, order="cos|sin"):
         super().__init__()
-        self.features, self.shift = features, shift
+        self.features, self.shift, self.order = features, shift, order
         self.linear_1 = nn.Linear(features, width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t):
         dims("t", t, "B")
-        waves = sinusoidal(t, self.features, "cos|sin", shift=self.shift).to(self.linear_1.weight.dtype)
+        waves = sinusoidal(t, self.features, self.order, shift=self.shift).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(waves)))
 
 

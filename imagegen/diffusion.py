@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from gencore.check import ConfigError, InputError, in_range, nearest, only_device, seeds_of, whole
+from gencore.checkpoint import save_folder
 from gencore.diffusion import VE, VP, data_from
-from gencore.recipe import Recipe, register
+from gencore.recipe import Recipe, lasting_name, made_with, register
 from gencore.samplers import ddim, ddpm, dpm_solver, euler, euler_ancestral, heun
 from imagegen.class_dit import ClassDiT
 from imagegen.schedule import Schedule
 from imagegen.scheduler import Scheduler, scheduler_of
-from imagegen.text_to_image import FORMS, TOGETHER, finished, progress_bar
+from imagegen.text_to_image import FORMS, TOGETHER, finished, progress_bar, survives
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,11 @@ class Diffusion:
         return cls(**opened(name))
 
     def save_pretrained(self, folder, *, dtype=torch.float32):
-        """Writes diffusers' folder."""
-        from gencore.checkpoint import save_folder
+        """Writes diffusers' folder, and makes it the one that recipes name; not where `dtype` rounded what draws here."""
         from imagegen.diffusion_files import diffusion_files
         save_folder(folder, diffusion_files(self.denoiser, self.autoencoder, labels=self.labels, schedule=self.schedule, dtype=dtype))
+        exact = survives(self.denoiser, dtype) and (self.autoencoder is None or survives(self.autoencoder, dtype))
+        self.name, self.digest = lasting_name(folder), made_with(folder) if exact else ""
 
 
 class Said:
@@ -243,8 +245,8 @@ def check_fit(denoiser, autoencoder, labels, schedule):
         raise ConfigError(f"the denoiser should say {cfg.channels} channels, or twice as many with a variance, got {cfg.out_channels}")
     if schedule.variance == "learned" and cfg.out_channels == cfg.channels:
         raise ConfigError('the schedule says variance "learned", and the denoiser says none: out_channels should be twice channels')
-    if len(set(labels)) < len(labels) or len(labels) > (cfg.classes or 0):
-        raise ConfigError(f"labels should differ, and be at most as many as the denoiser's {cfg.classes or 0} classes, got {len(labels)}")
+    if len(labels) > (cfg.classes or 0):
+        raise ConfigError(f"labels should be at most as many as the denoiser's {cfg.classes or 0} classes, got {len(labels)}")
 
 
 def remake(recipe):

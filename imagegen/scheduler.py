@@ -36,7 +36,8 @@ def scheduler_of(given, schedule):
     if not (isinstance(named, type) and issubclass(named, diffusers.SchedulerMixin)):
         raise InputError(f"sampler should be a name, or a scheduler of diffusers or its class, got {given!r:.80}")
     if isinstance(given, type):
-        flow = {"shift": schedule.shift, "flow_shift": schedule.shift, "use_flow_sigmas": True} if schedule.path == "flow" else {}
+        flow = {"shift": schedule.shift, "flow_shift": schedule.shift, "use_flow_sigmas": True, "prediction_type": PREDICTIONS[schedule.predicts]} \
+            if schedule.path == "flow" else {}
         given = named.from_config(to_scheduler(schedule) | flow)
     config = dict(given if isinstance(given, dict) else given.config)
     config = {field: json.loads(json.dumps(value, default=list)) for field, value in config.items() if field[0] != "_"}

@@ -172,8 +172,12 @@ class TextToImage:
     def save_pretrained(self, folder, dtype=torch.float32):
         """Writes diffusers' folder, and makes it the one that recipes name; not where `dtype` rounded what draws here."""
         save_folder(folder, pipeline_files(self.painter, self.tokenizer, shift=self.shift, dtype=dtype))
-        exact = all(tensor.dtype == torch.float32 and tensor.equal(tensor.to(floating(dtype)).float()) for tensor in self.painter.parameters())
-        self.name, self.digest = lasting_name(folder), made_with(folder) if exact else ""
+        self.name, self.digest = lasting_name(folder), made_with(folder) if survives(self.painter, dtype) else ""
+
+
+def survives(module, dtype):
+    """Does every weight come back from that dtype as it was?"""
+    return all(tensor.dtype == torch.float32 and tensor.equal(tensor.to(floating(dtype)).float()) for tensor in module.parameters())
 
 
 def both(null, words):

@@ -32,6 +32,7 @@ class UNetConfig:
     eps: Share = 1e-5                               # of the residual blocks' norms
     classes: Size | None = None                     # labels 0..classes-1
     context: Size | None = None                     # width of the prompt's states
+    original: bool = False                          # as Ho et al.'s own weights want it: sines before cosines, halved grids padded right and below
     linear: bool = False                            # projections around a transformer as matrices (Stable Diffusion 2), else 1x1 convolutions
 
     def __post_init__(self):
@@ -114,7 +115,7 @@ class Grid(nn.Module):
         self.resnets = nn.ModuleList(ResidualBlock(inside, outside, cfg) for inside, outside in sizes)
         self.attentions = nn.ModuleList(look(width, cfg) for _ in range(attention))
         if change == "down":
-            self.downsamplers = nn.ModuleList([Down(width)])
+            self.downsamplers = nn.ModuleList([Down(width, cfg.original)])
         if change == "up":
             self.upsamplers = nn.ModuleList([Up(width)])
 
@@ -122,12 +123,13 @@ class Grid(nn.Module):
 class Down(nn.Module):
     """Half the side."""
 
-    def __init__(self, width):
+    def __init__(self, width, original):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.original = original
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if original else 1)
 
     def forward(self, h):
-        return self.conv(h)
+        return self.conv(F.pad(h, (0, 1, 0, 1)) if self.original else h)
 
 
 class Up(nn.Module):
@@ -148,7 +150,7 @@ class UNet(nn.Module):
         super().__init__()
         self.cfg, W, last = cfg, cfg.widths, len(cfg.widths) - 1
         self.conv_in = nn.Conv2d(cfg.channels, W[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(4 * W[0], features=W[0])
+        self.time_embedding = TimestepEmbedding(4 * W[0], W[0], float(cfg.original), order="sin|cos" if cfg.original else "cos|sin")
         self.class_embedding = nn.Embedding(cfg.classes, 4 * W[0]) if cfg.classes else None
         self.down_blocks = nn.ModuleList(
             Grid([(width if j else W[max(i - 1, 0)], width) for j in range(cfg.layers)], cfg,

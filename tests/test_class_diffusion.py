@@ -39,6 +39,17 @@ def test_a_recipe_makes_it_again(saved, sampler, tmp_path):
     assert again.size == (24, 16) and again.tobytes() == pictures[1].tobytes()
 
 
+def test_what_was_just_saved_has_recipes_unless_it_was_rounded(tmp_path):
+    model = Diffusion(tiny_unet())
+    assert "recipe" not in model(steps=2, seed=0)[0].info
+    model.save_pretrained(tmp_path / "m")
+    picture = model(steps=2, seed=0)[0]
+    picture.save(tmp_path / "a.png")
+    assert gencore.replay(tmp_path / "a.png").tobytes() == picture.tobytes()
+    model.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    assert "recipe" not in model(steps=2, seed=0)[0].info
+
+
 def test_pictures_need_not_be_square(saved):
     assert saved(0, steps=2, size=(16, 24), seed=0, output_type="np").shape == (1, 16, 24, 3)
     unet = Diffusion(tiny_unet())
@@ -135,7 +146,7 @@ def test_schedules_that_can_not_be_are_named(fields, words):
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda: Diffusion(tiny_dit(), coder(), labels=("a",) * 2), "labels should differ"), (lambda: Diffusion(tiny_unet(), labels=("a",)), "0 classes"),
+    (lambda: Diffusion(tiny_dit(), coder(), labels=("a",) * 5), "4 classes, got 5"), (lambda: Diffusion(tiny_unet(), labels=("a",)), "0 classes"),
     (lambda: Diffusion(tiny_unet(), schedule=Schedule(sampler="ddpm", variance="learned")), "the denoiser says none"),
     (lambda: Diffusion(tiny_unet(out_channels=5)), "say 3 channels, or twice as many"),
     (lambda: diffusion_files(tiny_unet(out_channels=6)), 'drawn by "ddpm" alone'),

@@ -156,8 +156,8 @@ IMPOSSIBLE = {
                     "text_encoder/config.json": {"num_layers": (10 ** 6,), "d_ff": (0, 1.5), "relative_attention_num_buckets": (0,)}},
     "GAN": {"config.json": {"size": (0, 12, 10 ** 9), "widths": ([], [8, 0], [20000, 8], 8), "latent": (0, 10 ** 9), "blocks": (0, 300, 2),
                             "attention": (3, -1, 0), "heads": (0, 3), "labels": (["a", "a"], [1], [], "left"), "picture_channels": (0, 3)}},
-    "Diffusion": {"model_index.json": {"id2label": ([], {"1": "a"}, "x", {"0": 3}, {"0": "a", "1": "a"})},
-                  "vae/config.json": {"scaling_factor": (0, -1, "x"), "block_out_channels": ([], [4, 0], 4), "shift_factor": ("x", 0.5)},
+    "Diffusion": {"model_index.json": {"id2label": ([], {"1": "a"}, "x", {"0": 3}, {"0": "a", "1": "b", "2": "c"})},
+                  "vae/config.json": {"scaling_factor": (0, -1, "x"), "block_out_channels": ([], [4, 0], 4), "shift_factor": ("x", [])},
                   "scheduler/scheduler_config.json": {
                       "num_train_timesteps": (0, "x", 10 ** 9), "beta_start": (-1, "x", 0.9), "steps_offset": (-1, 2), "clip_sample": ("x",),
                       "prediction_type": ("sampled", 3, []), "timestep_spacing": ("even", None), "beta_schedule": ("laplace", []),
@@ -192,7 +192,7 @@ def test_impossible_values_of_a_foreign_folder_are_refused_with_file_and_field(f
 
 
 OURS = {"num_train_timesteps": "count", "beta_start": "low", "steps_offset": "offset", "timestep_spacing": "spacing", "beta_schedule": "betas",
-        "num_embeds_ada_norm": "classes", "id2label": "labels", "sample_size": "size",
+        "num_embeds_ada_norm": "classes", "id2label": "labels", "shift_factor": "shift", "sample_size": "size",
         "image_size": "image", "block_out_channels": "channels", "rope_theta": "theta",
         "patch_size": "patch"}
 

@@ -20,9 +20,10 @@ def tiny_dit(classes=4, out_channels=6):
     return lively(ClassDiT(ClassDiTConfig(channels=3, out_channels=out_channels, size=8, width=24, layers=2, heads=2, classes=classes)), 0.12)
 
 
-def tiny_unet(out_channels=3, classes=None):
-    return lively(UNet(UNetConfig(channels=3, out_channels=out_channels, size=8, widths=(8, 16), attention=(False, True), head_width=4, groups=4,
-                                  layers=1, classes=classes)), 0.1)
+def tiny_unet(out_channels=3, classes=None, original=False):
+    heads = {"heads": 1, "head_width": None} if original else {"head_width": 4}
+    return lively(UNet(UNetConfig(channels=3, out_channels=out_channels, size=8, widths=(8, 16), attention=(False, True), groups=4, layers=1,
+                                  classes=classes, original=original, **heads)), 0.1)
 
 
 def coder():

@@ -36,7 +36,7 @@ def rules(cfg):
     return tuple(Rename(name, name) for name in names)
 
 
-OLD = ((r"\.attentions\.0\.query\.", ".attentions.0.to_q."), (r"\.attentions\.0\.key\.", ".attentions.0.to_k."),
-       (r"\.attentions\.0\.value\.", ".attentions.0.to_v."), (r"\.attentions\.0\.proj_attn\.", ".attentions.0.to_out.0."))
+OLD = tuple((rf"\.attentions\.(\d+)\.{old}\.", rf".attentions.\1.{new}.")                   # of a U-Net as well
+            for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")))
 
 AUTOENCODER_KL = Family("AutoencoderKL", to_ours, to_theirs, rules, OLD)

@@ -4,15 +4,18 @@ import torch
 from gencore.check import ConfigError
 from gencore.config import from_dict
 from gencore.families import Convert, Family, Rename, Split, expect_fields, read_fields, write_fields
+from imagegen.families.autoencoder_kl import OLD
 from imagegen.unet import UNetConfig
 
 FIELDS = (("in_channels", "channels", ...), ("out_channels", "out_channels", ...), ("block_out_channels", "widths", ...),
           ("layers_per_block", "layers", 2), ("norm_num_groups", "groups", 32), ("norm_eps", "eps", 1e-5))
-FIXED = {"act_fn": ("silu",), "center_input_sample": (False,), "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_scale_factor": (1,),
-         "downsample_padding": (1,), "dropout": (0.0,), "resnet_time_scale_shift": ("default",)}
+FIXED = {"act_fn": ("silu",), "center_input_sample": (False,), "mid_block_scale_factor": (1,), "dropout": (0.0,),
+         "resnet_time_scale_shift": ("default",)}
+USUAL = {"flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1}
+ORIGINAL = {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0}                   # of the first weights, google/ddpm-*
 PLAIN = FIXED | {"time_embedding_type": ("positional",), "downsample_type": ("conv",), "upsample_type": ("conv",), "class_embed_type": (None,),
                  "attn_norm_num_groups": (None,)}
-PROMPTED = FIXED | {
+PROMPTED = FIXED | {field: (value,) for field, value in USUAL.items()} | {
     "time_embedding_type": ("positional",), "class_embed_type": (None,), "addition_embed_type": (None,), "only_cross_attention": (False,),
     "dual_cross_attention": (False,), "transformer_layers_per_block": (1,), "encoder_hid_dim_type": (None,), "time_cond_proj_dim": (None,),
     "num_attention_heads": (None,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "conv_in_kernel": (3,), "conv_out_kernel": (3,),
@@ -38,14 +41,19 @@ def grids(config, name):
 
 def to_plain(config):
     expect_fields(config, PLAIN, "UNet2DModel")
-    fields = read_fields(FIELDS, config, "UNet2DModel") | {"attention": grids(config, "UNet2DModel")}
-    return from_dict(UNetConfig, fields | {"size": config.get("sample_size") or 32, "head_width": config.get("attention_head_dim", 8),
+    original = config.get("flip_sin_to_cos") is False
+    expect_fields(USUAL | config, {field: (value,) for field, value in (ORIGINAL if original else USUAL).items()}, "UNet2DModel")
+    fields = read_fields(FIELDS, config, "UNet2DModel") | {"attention": grids(config, "UNet2DModel"), "original": original}
+    width = config.get("attention_head_dim", 8)
+    return from_dict(UNetConfig, fields | {"size": config.get("sample_size") or 32, "head_width": width, "heads": None if width else 1,
                                            "middle_attention": config.get("add_attention", True), "classes": config.get("num_class_embeds")})
 
 
 def from_plain(cfg):
+    if cfg.heads not in (None, 1):
+        raise ConfigError(f"UNet2DModel counts no heads: give head_width instead, got heads {cfg.heads}")
     own = {"sample_size": cfg.size, "attention_head_dim": cfg.head_width, "add_attention": cfg.middle_attention, "num_class_embeds": cfg.classes}
-    return {"_class_name": "UNet2DModel"} | named(cfg, "UNet2DModel", PLAIN) | own
+    return {"_class_name": "UNet2DModel"} | named(cfg, "UNet2DModel", PLAIN) | (ORIGINAL if cfg.original else USUAL) | own
 
 
 def to_prompted(config):
@@ -113,5 +121,5 @@ def swapped(tensor):
     return torch.cat(tensor.chunk(2)[::-1])
 
 
-UNET = Family("UNet2DModel", to_plain, from_plain, rules)
+UNET = Family("UNet2DModel", to_plain, from_plain, rules, OLD)
 UNET_CONDITION = Family("UNet2DConditionModel", to_prompted, from_prompted, rules)

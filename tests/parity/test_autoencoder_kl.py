@@ -12,7 +12,8 @@ def opened(channels, layers, attention, convs=True):
     torch.manual_seed(0)
     theirs = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * len(channels), up_block_types=("UpDecoderBlock2D",) * len(channels),
                            block_out_channels=channels, layers_per_block=layers, latent_channels=3, norm_num_groups=4, sample_size=16,
-                           mid_block_add_attention=attention, use_quant_conv=convs, use_post_quant_conv=convs, shift_factor=None if convs else 0.1).eval()
+                           mid_block_add_attention=attention, use_quant_conv=convs, use_post_quant_conv=convs,
+                           shift_factor=None if convs else 0.1).eval()
     cfg = AUTOENCODER_KL.to_ours(dict(theirs.config))
     ours = Autoencoder(cfg).eval()
     ours.load_state_dict(AUTOENCODER_KL.import_state(cfg, theirs.state_dict()))

@@ -2,7 +2,10 @@
 
 What random networks predict is v, or data that are clipped: noise without end would make a picture of rounding errors."""
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from tiny_diffusion import CLASSES, coder, tiny_dit, tiny_unet
@@ -67,6 +70,25 @@ def test_what_is_saved_here_opens_there_and_draws_the_same(kind, schedule, name,
     assert opened.denoiser.cfg == model.denoiser.cfg and opened.labels == model.labels and (opened.autoencoder is None) == (coded is None)
 
 
+ALONE = """
+import sys, numpy, torch
+sys.modules["torchaudio"] = None                    # one that is broken breaks diffusers as well, and no picture needs it
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+generators = [torch.Generator().manual_seed(int(sys.argv[2]) + i) for i in range(2)]
+numpy.save(sys.argv[3], pipeline([1, 2], num_inference_steps=5, guidance_scale=2.0, generator=generators, output_type="np").images)
+assert not {"gencore", "imagegen"} & set(sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_never_imports_this_package_draws_the_same(tmp_path):
+    model = Diffusion(tiny_dit(), labels=CLASSES, schedule=Schedule(predicts="v"))
+    model.save_pretrained(tmp_path / "m")
+    subprocess.run([sys.executable, "-c", ALONE, tmp_path / "m", str(SEED), tmp_path / "made.npy"], cwd=tmp_path, check=True, timeout=600)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "made.npy")), ours_drawn(model, 5, 2.0), rtol=0, atol=1e-4)
+
+
 def test_every_part_of_a_folder_is_a_class_of_diffusers():
     """So that it opens where this package is not."""
     for make, autoencoder in ((tiny_dit, None), (tiny_dit, coder()), (tiny_unet, None)):
@@ -80,8 +102,8 @@ def their_pipeline(kind, schedule):
     import diffusers
     scheduler = to_scheduler(schedule)
     scheduler = getattr(diffusers, scheduler.pop("_class_name"))(**scheduler)
-    if kind == "DDPMPipeline":
-        unet = tiny_unet()
+    if kind.startswith("DDPMPipeline"):
+        unet = tiny_unet(original=kind.endswith("google/ddpm"))
         theirs = diffusers.UNet2DModel.from_config(UNET.to_theirs(unet.cfg))
         theirs.load_state_dict(UNET.export_state(unet.cfg, unet.state_dict()))
         return diffusers.DDPMPipeline(theirs.eval(), scheduler)
@@ -93,7 +115,9 @@ def their_pipeline(kind, schedule):
     return diffusers.DiTPipeline(theirs.eval(), decoder.eval(), scheduler)            # in training it forgets labels
 
 
-@pytest.mark.parametrize("kind, schedule", [("DDPMPipeline", Schedule(sampler="ddpm", clip=1.0)), ("DiTPipeline", Schedule(predicts="v"))])
+@pytest.mark.parametrize("kind, schedule", [
+    ("DDPMPipeline", Schedule(sampler="ddpm", clip=1.0)), ("DDPMPipeline of google/ddpm", Schedule(sampler="ddpm", variance="large", clip=1.0)),
+    ("DiTPipeline", Schedule(predicts="v"))])
 def test_what_diffusers_saves_opens_here_and_draws_the_same(kind, schedule, tmp_path):
     theirs = their_pipeline(kind, schedule)
     theirs.set_progress_bar_config(disable=True)
@@ -142,7 +166,8 @@ def test_each_sampler_draws_as_the_scheduler_of_its_name_given_instead(name, the
 @pytest.mark.parametrize("schedule, name, theirs", [
     (Schedule("flow", "velocity", "euler", shift=3.0), "euler", "FlowMatchEulerDiscreteScheduler"),
     (Schedule("flow", "velocity", "dpm_solver", shift=3.0), "euler", "FlowMatchEulerDiscreteScheduler"),
-    (Schedule("flow", "velocity", "euler", shift=3.0), "dpm_solver", "DPMSolverMultistepScheduler"), (Schedule("ve", "edm", "euler"), "euler", "EDMEulerScheduler")])
+    (Schedule("flow", "velocity", "euler", shift=3.0), "dpm_solver", "DPMSolverMultistepScheduler"),
+    (Schedule("ve", "edm", "euler"), "euler", "EDMEulerScheduler")])
 def test_samplers_of_the_other_paths_as_well(schedule, name, theirs):
     import diffusers
     model = Diffusion(tiny_unet(), schedule=schedule)

@@ -1,4 +1,6 @@
 """UNet2DModel, UNet2DConditionModel and UNet on the same random weights."""
+import re
+
 import pytest
 import torch
 
@@ -11,6 +13,9 @@ PLAIN = {"sample_size": 16, "in_channels": 2, "out_channels": 3, "block_out_chan
          "attention_head_dim": 4, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
 PROMPTED = PLAIN | {"attention_head_dim": 2, "cross_attention_dim": 12, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
                     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+
+
+FIRST = {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "attention_head_dim": None, "norm_eps": 1e-6}   # google/ddpm-cifar10-32
 
 
 def opened(name, fields, seed=0):
@@ -27,6 +32,7 @@ def opened(name, fields, seed=0):
 
 @pytest.mark.parametrize("change, size", [
     ({}, (16, 16)), ({}, (8, 12)), ({"layers_per_block": 2}, (16, 16)), ({"add_attention": False}, (16, 16)), ({"num_class_embeds": 5}, (16, 16)),
+    (FIRST, (16, 16)), (FIRST, (10, 12)),
     ({"block_out_channels": (8, 8, 16), "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
       "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")}, (16, 16))])
 @torch.no_grad()
@@ -47,7 +53,18 @@ def test_the_one_that_reads_prompts_says_the_same_as_diffusers(change):
     torch.testing.assert_close(ours(x, t.float(), memory=Memory(states)), theirs(x, t, states).sample, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, fields", [("UNet2DModel", PLAIN), ("UNet2DConditionModel", PROMPTED)])
+def test_the_attention_of_old_files_opens():
+    _, ours, family = opened("UNet2DModel", PLAIN | FIRST)
+    old, spelt = {}, {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name, tensor in family.export_state(ours.cfg, ours.state_dict()).items():
+        for new, word in spelt.items():
+            name = re.sub(rf"(attentions\.\d)\.{new}\.", rf"\1.{word}.", name)
+        old[name] = tensor
+    again = family.import_state(ours.cfg, old)
+    assert any("proj_attn" in name for name in old) and all(torch.equal(again[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("name, fields", [("UNet2DModel", PLAIN), ("UNet2DModel", PLAIN | FIRST), ("UNet2DConditionModel", PROMPTED)])
 def test_weights_survive_the_way_there_and_back(name, fields):
     import diffusers
     theirs, ours, family = opened(name, fields)
@@ -73,6 +90,7 @@ def test_stable_diffusions_configuration_fits_its_shapes():
     (UNET, PLAIN, {"up_block_types": ("UpBlock2D", "AttnUpBlock2D")}, "up_block_types should be down_block_types backwards"),
     (UNET, PLAIN, {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, "down_block_types should name DownBlock2D or AttnDownBlock2D"),
     (UNET, PLAIN, {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift should be 'default'"),
+    (UNET, PLAIN, {"flip_sin_to_cos": False}, "freq_shift should be 1"), (UNET, PLAIN, {"downsample_padding": 0}, "downsample_padding should be 1"),
     (UNET, PLAIN, {"attention_head_dim": 5}, "16 channels can't be shared|heads"), (UNET, PLAIN, {"norm_num_groups": 3}, "groups should divide"),
     (UNET_CONDITION, PROMPTED, {"only_cross_attention": True}, "only_cross_attention should be False"),
 ])
