@@ -48,6 +48,10 @@ LAYOUTS = {             # file of tests: (family, our model, what of the configu
     "autoencoders/test_models_autoencoder_tiny.py": (AUTOENCODER_TINY, TinyAutoencoder, {}),
     "autoencoders/test_models_vq.py": (VQ_MODEL, VQAutoencoder, {}),
 }
+NOT_OURS = {            # failures that have their cause there
+    "TestAutoencoderTinyTraining::test_gradient_checkpointing_equivalence":
+        "EncoderTiny.forward of diffusers 0.42.1 brings pictures to [0, 1] without gradient checkpointing alone: with it the model is another one, "
+        "by more than the test allows with 6 of 10 seeds of its own weights"}
 MIXINS = ("ModelTesterMixin", "TrainingTesterMixin", "MemoryTesterMixin", "AttentionTesterMixin", "AutoencoderTesterMixin")
 
 
@@ -74,7 +78,9 @@ def main():
     print(sums, exports.refused)
     if not args.only:
         results = {"versions": versions() | {"diffusers": diffusers.__version__, "tests": commit_of(args.data)}, "all": sums, "rows": exports.rows,
-                   "why skipped": dict(exports.skipped.most_common()), "classes of structures that are not here": exports.refused}
+                   "why skipped": dict(exports.skipped.most_common()),
+                   "why failed": {test: NOT_OURS.get(test, "unknown") for row in exports.rows.values() for test in row["failed"]},
+                   "classes of structures that are not here": exports.refused}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 

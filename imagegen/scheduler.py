@@ -14,8 +14,11 @@ class Scheduler:
 
     def way(self, says, noise, steps, generators):
         """says(x, t) -> (prediction, variance or None); noise (B,...) -> yields the way to the sample."""
-        scheduler = self.kind.from_config(self.config)
-        scheduler.set_timesteps(steps)
+        try:
+            scheduler = self.kind.from_config(self.config)
+            scheduler.set_timesteps(steps)
+        except (ValueError, TypeError, NotImplementedError, LookupError, ImportError) as error:
+            raise InputError(f"diffusers' {self.kind.__name__} does not take its configuration with {steps} steps: {error}") from error
         noisy = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         learned, x = self.config.get("variance_type") in ("learned", "learned_range"), noise * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:

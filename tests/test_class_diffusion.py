@@ -179,6 +179,11 @@ def test_a_scheduler_made_for_another_prediction_is_named(saved):
         saved("star", sampler=DDIMScheduler(prediction_type="v_prediction"))
 
 
+def test_what_diffusers_refuses_is_said(saved):
+    with pytest.raises(InputError, match="diffusers' DDIMScheduler does not take its configuration with 2 steps: nope"):
+        saved("star", steps=2, sampler={"_class_name": "DDIMScheduler", "beta_schedule": "nope"})
+
+
 def test_a_scheduler_of_another_path_is_named(saved):
     from diffusers import FlowMatchEulerDiscreteScheduler
     with pytest.raises(InputError, match='goes the path "vp", FlowMatchEulerDiscreteScheduler goes "flow"'):

@@ -18,8 +18,9 @@ def to_ours(config):
     expect_fields(config, {"out_channels": (config.get("in_channels", 3),)}, "AutoencoderKL")
     convolved = config.get("use_quant_conv", True)
     expect_fields(config, {"use_quant_conv": (True, False), "use_post_quant_conv": (convolved,)}, "AutoencoderKL")
-    return from_dict(AutoencoderConfig, read_fields(FIELDS, config, "AutoencoderKL") | {"shift": config.get("shift_factor") or 0.0,
-                                                                                       "quant_convs": convolved})
+    shift = config.get("shift_factor")
+    own = {"shift": 0.0 if shift is None else shift, "quant_convs": convolved}
+    return from_dict(AutoencoderConfig, read_fields(FIELDS, config, "AutoencoderKL") | own)
 
 
 def to_theirs(cfg):
