@@ -4,7 +4,7 @@
     python -m imagegen.train_painter --data FOLDER --out runs/painter
     python -m imagegen.train_painter --data FOLDER --out runs/painter --resume painting.steps=20000
     python -m imagegen.train_painter --data FOLDER --out runs/longer --base painter                         the autoencoder stays, the rest goes on
-    python -m imagegen.train_painter --data FOLDER --out runs/whole --base painter --parts autoencoder prompts transformer
+    python -m imagegen.train_painter --data FOLDER --out runs/whole --base painter --parts autoencoder,transformer
     python -m imagegen.train_painter --data FOLDER --out runs/sharper --base painter --parts decoder        all else stays
 
 Each part has its folder (loss.png, samples/, checkpoints/) under --out, and says before it starts how long it will take. The folder for
@@ -31,8 +31,9 @@ from imagegen.training import Captioned, train_autoencoder, train_decoder, train
 
 SHOWN = ([f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" for name in COMMON[:200:9][:17]]
          + [f"red apple, {style} style" for style in STYLES.values()]
-         + ["a small red circle above a large blue square", "three green stars", "a large yellow triangle left of a small black ring", "a pink cross"])
+         + ["a small red circle above a large blue square", "three green stars", "a yellow triangle left of a small black ring", "a pink cross"])
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+PARTS = ("autoencoder", "prompts", "transformer", "decoder")
 PEOPLE = ("man", "woman", "person")
 
 
@@ -63,14 +64,14 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/")
     parser.add_argument("--out", type=Path, default=Path("runs/painter"))
     parser.add_argument("--base", help="a painter to go on from, by name or folder")
-    parser.add_argument("--parts", nargs="+", choices=["autoencoder", "prompts", "transformer", "decoder"],
-                        help="with --base: what goes on (default: prompts transformer); the decoder goes on alone")
+    parser.add_argument("--parts", help=f"with --base: what goes on, of {','.join(PARTS)} (default: prompts,transformer); decoder goes alone")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_intermixed_args()
     if args.parts and not args.base:
         parser.error("--parts needs --base: which painter's parts should go on?")
-    if args.parts and "transformer" not in args.parts and args.parts != ["decoder"]:
-        parser.error(f"--parts should hold transformer, or be decoder alone, got {' '.join(args.parts)}: the transformer draws what the others mean")
+    args.parts = args.parts.split(",") if args.parts else ["prompts", "transformer"]
+    if args.parts != ["decoder"] and ("transformer" not in args.parts or not set(args.parts) < set(PARTS)):
+        parser.error(f"--parts should hold transformer and some of {', '.join(PARTS[:2])}, or be decoder alone, got {','.join(args.parts)}")
     plan = override(Plan(), args.settings)
     sets = read(args.data, args.out / "cache", plan)
     (sharpen if args.parts == ["decoder"] else train)(plan, sets, args)
@@ -90,7 +91,7 @@ def read(folder, cache, plan):
     if (folder / "scenes").is_dir():
         composed = scenes(folder / "scenes")
     else:
-        print(f"{folder} has no scenes/ (python -m multimodal.scenes writes them): emoji and digits alone")
+        print(f"{folder} has no scenes/ (multimodal.scenes writes them): emoji and digits alone")
         composed = Pictures(torch.empty(0, 3, 64, 64, dtype=torch.uint8), [])
     return Sets(cached(cache, "emoji", lambda: emoji(folder / "emoji")), Pictures(written.pixels[:plan.digits], written.rows[:plan.digits]), composed)
 
@@ -107,7 +108,7 @@ def train(plan, sets, args):
         painter, tokenizer = before.painter, before.tokenizer
         painter.transformer.requires_grad_(True)                # what is loaded is at rest
         painter.text_encoder.requires_grad_(True)
-        parts = args.parts or ["prompts", "transformer"]
+        parts = args.parts
         painter.autoencoder.requires_grad_("autoencoder" in parts)
     else:
         tokenizer = train_prompt_tokenizer(vocabulary(sets), plan.words.vocab, length=32)

@@ -32,7 +32,7 @@ def go_on(tmp_path, monkeypatch):
 
     composed = Pictures(torch.full((2, 3, 64, 64), 200, dtype=torch.uint8), [{"captions": ["a red circle", "one red circle"]}] * 2)
 
-    def run(part, made, parts=None):
+    def run(part, made, parts=("transformer",)):
         sets = train_painter.Sets(emoji_rows(), written, composed)
         part(TINY, sets, SimpleNamespace(out=tmp_path, base="painter", resume=False, parts=parts))
         return TextToImage.from_pretrained("painter").painter, TextToImage.from_pretrained(tmp_path / made / "model").painter
