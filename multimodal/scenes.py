@@ -1,6 +1,6 @@
 """Scenes of coloured shapes, drawn exactly: what is where is known, said in several wordings, and every object has its mask.
 
-    python -m multimodal.scenes --out FOLDER/scenes --count 12000        train.parquet: image, captions, scene (JSON)
+    python -m multimodal.scenes --out FOLDER/scenes --count 12000        train.parquet: image, text, captions, scene (JSON)
 
 A `Request` is what a caption asks for; `compose` fills in what it leaves open and makes a `Scene`; `paint` draws it, `masks` says which pixels are
 whose, `answered` compares any list of objects (a scene's own, or what a recogniser sees in somebody's drawing) with the request. Some pairs of
@@ -57,10 +57,27 @@ class Request:
     relation: str | None = None
     place: str | None = None
 
+    def __post_init__(self):
+        for kind, known in (("colour", COLOURS), ("shape", SHAPES), ("size", (None, *SIZES))):
+            for group in self.groups:
+                _known(kind, getattr(group, kind), known)
+        _known("relation", self.relation, (None, *RELATIONS))
+        _known("place", self.place, (None, *PLACES))
+        counts = [group.count for group in self.groups]
+        if not 1 <= len(counts) <= 2 or min(counts) < 1 or sum(counts) > len(NUMBERS):
+            raise InputError(f"a scene has one or two groups and at most {len(NUMBERS)} things, got groups of {counts}")
+        if self.relation and counts != [1, 1] or self.place and counts != [1]:
+            raise InputError(f"a relation lies between two things, a place belongs to one, got {self}")
+
     @property
     def held_out(self):
         """Whether it names a pair that was left out of training."""
         return any((group.colour, group.shape) in HELD_OUT for group in self.groups)
+
+
+def _known(kind, value, known):
+    if value not in known:
+        raise InputError(f"{kind} should be one of {', '.join(map(str, known))}, got {value!r}")
 
 
 # ---- asked for ----
@@ -120,7 +137,7 @@ def compose(request, rng):
     for _ in range(20_000):
         centres = [rng.uniform(r + 0.03, 0.97 - r, 2) for r in radii] if len(kinds) < 3 else _in_quarters(radii, rng)
         things = tuple(Thing(kind.colour, kind.shape, kind.size, float(x), float(y), r) for kind, (x, y), r in zip(kinds, centres, radii))
-        if _apart(things) and _lies_as_said(request, things):
+        if _apart(things) and _lies_as_said(request.relation, request.place, things):
             return things
     raise InputError(f"no room for {request}: ask for fewer or smaller things")
 
@@ -135,15 +152,15 @@ def _apart(things):
     return all(max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius + 0.04 for a, b in itertools.combinations(things, 2))
 
 
-def _lies_as_said(request, things, margin=APART):
+def _lies_as_said(relation, place, things, margin=APART):
     """Whether the relation or the place holds. A thing is above another if it lies higher by a margin, and no more beside it than over it."""
-    if request.relation:
-        dx, dy = RELATIONS[request.relation]
+    if relation:
+        dx, dy = RELATIONS[relation]
         a, b = things
         along, across = (a.x - b.x) * dx + (a.y - b.y) * dy, (a.x - b.x) * dy + (a.y - b.y) * dx
         return along > margin and abs(across) <= along
-    if request.place:
-        return all(_third(at) == wanted for at, wanted in zip((things[0].x, things[0].y), PLACES[request.place]))
+    if place:
+        return all(_third(at) == wanted for at, wanted in zip((things[0].x, things[0].y), PLACES[place]))
     return True
 
 
@@ -201,7 +218,7 @@ def _outline(pen, thing, side):
 def relations(things):
     """Things -> every (i, relation, j) that holds between two of them."""
     pairs = itertools.permutations(range(len(things)), 2)
-    return [(i, name, j) for i, j in pairs for name in RELATIONS if _lies_as_said(Request((), relation=name), (things[i], things[j]))]
+    return [(i, name, j) for i, j in pairs for name in RELATIONS if _lies_as_said(name, None, (things[i], things[j]))]
 
 
 def graph(things):
@@ -222,13 +239,13 @@ def answered(request, things):
     pairs = list(zip(wanted, best))
     verdict = {"presence": True, "count": len(things) == len(wanted),
                "colour": all(w.colour == s.colour for w, s in pairs), "shape": all(w.shape == s.shape for w, s in pairs),
-               "size": all(w.size in (None, s.size) for w, s in pairs), "position": _lies_as_said(request, best, APART / 2)}
+               "size": all(w.size in (None, s.size) for w, s in pairs), "position": _lies_as_said(request.relation, request.place, best, APART / 2)}
     return verdict | {"joint": all(verdict.values())}
 
 
 def _agreement(request, wanted, seen):
     right = sum((w.colour == s.colour) + (w.shape == s.shape) + (w.size in (None, s.size)) for w, s in zip(wanted, seen))
-    return right + 0.5 * _lies_as_said(request, seen, APART / 2)
+    return right + 0.5 * _lies_as_said(request.relation, request.place, seen, APART / 2)
 
 
 # ---- written ----
@@ -248,14 +265,15 @@ def main():
 
 
 def write(path, count, *, size=64, seed=0):
-    """A parquet file of scenes without held-out pairs: image (PNG), captions (four wordings), scene (JSON)."""
+    """A parquet file of scenes without held-out pairs: image (PNG), captions (four wordings; text: the first), scene (JSON)."""
     import pyarrow
     import pyarrow.parquet as parquet
     rng, rows = np.random.default_rng(seed), []
     for request in itertools.islice(requests(rng), count):
         things, file = compose(request, rng), io.BytesIO()
         paint(things, size).save(file, "PNG")
-        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "captions": [caption(request, rng) for _ in range(4)],
+        wordings = [caption(request, rng) for _ in range(4)]
+        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "text": wordings[0], "captions": wordings,
                      "scene": json.dumps(graph(things))})
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
