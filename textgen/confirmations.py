@@ -40,6 +40,10 @@ def confirm(chat, before, theirs, *, ways=1, temperature=0.0, seed=0):
     begun = "Please confirm" if slots(begun) else begun                                # nothing that counts is given away
     ids = chat.fitted(before, lm.cfg.context - 128)[0] + lm.tokenizer.encode(begun)
     settings = Settings(max_new_tokens=96, temperature=temperature)
-    steps = list(run(lm, [ids] * ways, Sampling(temperature=temperature), seeds=range(seed, seed + ways), settings=settings))
-    ends = (*lm.cfg.eos, chat.end)
-    return [begun + lm.tokenizer.decode(list(takewhile(lambda token: token not in ends, row))) for row in zip(*steps)]
+    ends, rows = {*lm.cfg.eos, chat.end}, [[] for _ in range(ways)]
+    for step in run(lm, [ids] * ways, Sampling(temperature=temperature), seeds=range(seed, seed + ways), settings=settings):
+        for row, token in zip(rows, step):
+            row.append(token)
+        if all(ends & set(row) for row in rows):
+            break
+    return [begun + lm.tokenizer.decode(list(takewhile(lambda token: token not in ends, row))) for row in rows]
