@@ -10,6 +10,7 @@ BY_TYPE = {name: ("a causal language model", "textgen.CausalLM") for name in CAU
     "marian": ("a translator", "textgen.Seq2SeqLM"), "t5": ("an encoder-decoder", "textgen.Seq2SeqLM")}
 BY_FIELDS = (                                                               # our own configurations: at least two of the fields
     (("picture_channels", "latent", "blocks"), "a GAN", "imagegen.GAN"),
+    (("copied", "stem"), "a painter led by lines", "imagegen.ControlledTextToImage"),
     (("kind", "words", "training"), "word vectors", "textgen.Word2Vec"),
     (("hidden", "attention", "smoothing"), "a translator", "textgen.AttentionSeq2Seq"),
     (("model", "codec", "codec_digest"), "a speaker", "audiogen.TextToSpeech"),

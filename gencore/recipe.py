@@ -26,6 +26,7 @@ from gencore.folder import write_file, writing
 from gencore.metadata import LIMIT, png_text, png_with_text, wav_comment, wav_samples, wav_with_comment
 
 PACKAGES = {"text": "textgen", "chat": "textgen", "image": "imagegen", "gan": "imagegen", "edit": "imagegen",                # who makes which kind
+            "control": "imagegen",
             "audio": "audiogen", "caption": "multimodal"}
 SEEDS = range(-(1 << 63), 1 << 64)                                                                    # what torch accepts
 MAKERS = {}

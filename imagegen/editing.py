@@ -3,6 +3,8 @@
     editor = Editor.from_pretrained("painter")
     editor("face.png", "grinning face, openmoji style", strength=0.6, seed=0)          the whole picture, as far from it as strength says
     editor(picture, "red heart", mask=mask, seed=0)                                   only where the mask is white
+    editor.outpaint(picture, "rocket, noto style", left=16, right=16, seed=0)         more of it beyond its border
+    editor.variations(picture, "rocket, noto style", count=4, seed=0)                 others like it
     editor.between(["red apple", "lemon"], seeds=[0], frames=12)                      from picture to picture
 
 Meng et al. 2022 (SDEdit): begin from the picture with some of its noise. A mask: at every step the data outside it is known."""
@@ -70,13 +72,28 @@ class Editor:
         settings = DrawSettings(steps, guidance, negative_prompt)
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
         in_range("strength", strength, 0, 1)
-        seed, = seeds_of(seed, 1)
-        size = self.side
+        seed, size = seeds_of(seed, 1)[0], self.side
+        self.painter.tell_cut([prompt, negative_prompt])
         opened = open_picture(picture)
         before = prepare(opened, size)[None]                                       # (1, 3, S, S)
         redrawn = None if mask is None else prepare(kept(mask, opened.size), size)[None, :1] < 0        # (1, 1, S, S)
         edit = Edit(before, redrawn, prompt, strength, seed, settings)
         return finished(self._drawn(edit), [self._recipe(edit)], "pil")[0]
+
+    def outpaint(self, picture, prompt, *, left=0, top=0, right=0, bottom=0, steps=20, guidance=3.0, negative_prompt="", seed=None):
+        """A picture and what it shows -> a PIL picture of the painter's size that goes on beyond its border, by so many of its pixels at each side.
+
+        What was there becomes smaller, since the painter draws one size; a side below 0 is cut off instead, so that left=16, right=-16 moves the
+        picture and keeps its scale, and there every pixel stays as it was. The margins are those of a mask: see __call__."""
+        opened = open_picture(picture)
+        canvas, mask = widened(opened, left=left, top=top, right=right, bottom=bottom)
+        return self(canvas, prompt, mask=mask, steps=steps, guidance=guidance, negative_prompt=negative_prompt, seed=seed)
+
+    def variations(self, picture, prompt, *, count=4, strength=0.6, steps=20, guidance=3.0, negative_prompt="", seed=None):
+        """A picture and what it shows -> `count` PIL pictures like it, as far from it as strength says; number i is what seed + i draws."""
+        whole("count", count, 1, 1000)
+        return [self(picture, prompt, strength=strength, steps=steps, guidance=guidance, negative_prompt=negative_prompt, seed=one)
+                for one in seeds_of(seed, count)]
 
     @property
     def side(self):
@@ -106,6 +123,7 @@ class Editor:
             raise InputError("prompts and seeds should be as many, or one of them one and the other two or more, "
                              f"got {len(prompts)} and {len(seeds)}")
         whole("frames", frames, 1, 1000)
+        self.painter.tell_cut(prompts)
         words = self.painter.read([prompts[0]] * keys if len(prompts) == 1 else prompts)
         noise = self.painter.noise([seeds_of(seed, 1)[0] for seed in (list(seeds) * keys)[:keys]])
         made = []
@@ -144,6 +162,23 @@ def kept(mask, size):
     if stays.getextrema()[0] == 255:
         raise InputError("the mask is black everywhere: white is what is drawn anew")
     return stays
+
+
+def widened(picture, *, left, top, right, bottom):
+    """PIL picture -> (a larger one whose margins repeat its border, mask (H,W) bool, True there); a margin below 0 is cut off."""
+    from PIL import Image
+    margins = [(top, bottom), (left, right)]
+    for names, size, given in zip((("top", "bottom"), ("left", "right")), picture.size[::-1], margins):
+        for name, margin in zip(names, given):
+            whole(name, margin, 1 - size, 4 * size)
+        if sum(given) <= -size:
+            raise InputError(f"{names[0]} and {names[1]} cut off all {size} pixels, got {given[0]} and {given[1]}")
+    if max(left, top, right, bottom) <= 0:
+        raise InputError("outpaint needs a margin above 0, such as left=16: nothing else is drawn")
+    cut = tuple(slice(max(0, -first), size - max(0, -last)) for size, (first, last) in zip(picture.size[::-1], margins))
+    added = [tuple(max(0, margin) for margin in given) for given in margins]
+    pixels = np.asarray(picture.convert("RGBA"))[cut]
+    return Image.fromarray(np.pad(pixels, [*added, (0, 0)], mode="edge")), np.pad(np.zeros(pixels.shape[:2], bool), added, constant_values=True)
 
 
 def to_base64(pictures):

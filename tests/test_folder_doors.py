@@ -1,4 +1,4 @@
-"""Whatever a checkpoint folder holds, from_pretrained of all six kinds opens it or refuses it at once, naming file and tensor or field."""
+"""Whatever a checkpoint folder holds, from_pretrained of all seven kinds opens it or refuses it at once, naming file and tensor or field."""
 import contextlib
 import json
 import random
@@ -21,8 +21,8 @@ from gencore.tokenizer import Tokenizer, train_bpe
 from textgen.families import KNOWN
 
 KINDS = list(OPENERS)
-DECLARED = {"CausalLM": "a causal language model", "TextToImage": "a painter", "GAN": "a GAN", "Codec": "a codec", "TextToSpeech": "a speaker",
-            "Captioner": "a reader of pictures"}
+DECLARED = {"CausalLM": "a causal language model", "TextToImage": "a painter", "GAN": "a GAN",
+            "ControlledTextToImage": "a painter led by lines", "Codec": "a codec", "TextToSpeech": "a speaker", "Captioner": "a reader of pictures"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def folders():
 
 @pytest.fixture(params=KINDS)
 def folder(request, folders):
-    """One of the six, put back as it was afterwards."""
+    """One of them, put back as it was afterwards."""
     with kept(folders / request.param) as place:
         yield place
 
@@ -155,6 +155,8 @@ IMPOSSIBLE = {
                     "text_encoder/config.json": {"num_layers": (10 ** 6,), "d_ff": (0, 1.5), "relative_attention_num_buckets": (0,)}},
     "GAN": {"config.json": {"size": (0, 12, 10 ** 9), "widths": ([], [8, 0], [20000, 8], 8), "latent": (0, 10 ** 9), "blocks": (0, 300, 2),
                             "attention": (3, -1, 0), "heads": (0, 3), "labels": (["a", "a"], [1], [], "left"), "picture_channels": (0, 3)}},
+    "ControlledTextToImage": {"config.json": {"copied": (0, -1, 3, 300, "x"), "stem": (0, 10 ** 9, 6, None)},
+                              "painter/transformer/config.json": {"num_layers": (10 ** 6, 0), "patch_size": (0, 3), "sample_size": (10 ** 9,)}},
     "Codec": {"config.json": {"hop": (0, -128, 300), "sample_rate": (0, "x"), "width": (20000, 0, -8), "kernel": (0, 4), "window": (0,),
                               "encoder_blocks": (10 ** 6,), "quantize.codes": (10 ** 9, 0), "quantize.books": (10 ** 6, 1), "mels": (0, None)}},
     "TextToSpeech": {"config.json": {"model.transformer.layers": (10 ** 6, 0), "model.codes": (10 ** 9,), "model.words": ([], ["yes", "yes"]),
@@ -233,7 +235,7 @@ def test_junk_in_any_field_of_a_foreign_folder_ends_in_a_sentence_600_times(fold
     put_junk_everywhere(folder, 600, seed=2)
 
 
-# ---- changed bytes: 40 weight files and 10 configurations of each of the six kinds: more than the 200 and 50 of the promise ----
+# ---- changed bytes: 40 weight files and 10 configurations of each of the seven kinds: more than the 200 and 50 of the promise ----
 
 def mutated(raw, changes, draw):
     """Bytes that one of the changes made others."""
@@ -296,6 +298,8 @@ SIZES = {                                                        # what the shap
                     "text_encoder/config.json": "vocab_size d_model num_layers num_heads d_kv d_ff relative_attention_num_buckets",
                     "vae/config.json": "layers_per_block latent_channels in_channels"},
     "GAN": {"config.json": "picture_channels blocks latent attention"},
+    "ControlledTextToImage": {"config.json": "copied stem",
+                              "painter/transformer/config.json": "in_channels num_layers patch_size num_attention_heads caption_channels"},
     "Codec": {"config.json": "window width encoder_blocks decoder_blocks kernel expansion quantize.width quantize.books quantize.codes"},
     "TextToSpeech": {"config.json": "model.books model.codes model.transformer.width model.transformer.layers model.transformer.mlp.width",
                      "codec/config.json": "width encoder_blocks kernel quantize.width quantize.books quantize.codes"},

@@ -12,8 +12,9 @@ from gencore.quantize import QuantizeConfig
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.tokenizer import train_bpe
 from gencore.transformer import TransformerConfig
-from imagegen import GAN, TextToImage
+from imagegen import GAN, ControlledTextToImage, TextToImage
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.control import Control, ControlConfig
 from imagegen.dit import DiT, DiTConfig
 from imagegen.gan import GANConfig, Generator
 from imagegen.text_to_image import Painter
@@ -24,7 +25,7 @@ from textgen import CausalLM
 from textgen.model import CausalLMConfig
 
 STACK = TransformerConfig(width=16, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(24, True, "silu"), rotary=RotaryConfig())
-OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, GAN, Codec, TextToSpeech, Captioner)}
+OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, GAN, ControlledTextToImage, Codec, TextToSpeech, Captioner)}
 
 
 def novelist():
@@ -41,6 +42,11 @@ def painter():
 
 def gan():
     return GAN(Generator(GANConfig(size=8, widths=(8, 8), latent=6, attention=4, heads=2, labels=("left", "right"))))
+
+
+def controlled():
+    inside = painter()
+    return ControlledTextToImage(inside, Control.beside(ControlConfig(copied=1, stem=4), inside.painter))
 
 
 def lively_painter(prompts):
@@ -72,6 +78,6 @@ def reader():
 
 def save_all(place):
     """Writes place / CausalLM, place / TextToImage, ... : folders named after the class that opens them."""
-    for name, make in zip(OPENERS, (novelist, painter, gan, codec, speaker, reader)):
+    for name, make in zip(OPENERS, (novelist, painter, gan, controlled, codec, speaker, reader)):
         torch.manual_seed(0)
         make().save_pretrained(place / name)
