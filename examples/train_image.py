@@ -58,7 +58,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     args = parser.parse_intermixed_args()
     plan = override(Plan(), args.settings)
-    data, captions = captioned_folder(args.data, plan.size) if args.data else sklearn_digits(plan.size)
+    data, captions = captioned_folder(args.data, plan.size, least=2) if args.data else sklearn_digits(plan.size)
     train(plan, data, captions, args)
 
 

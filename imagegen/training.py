@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gencore.check import DataError
 from gencore.data import image_folder, own_rows
 from gencore.diffusion import flow_loss, logit_normal
 from gencore.text_encoder import encode_prompts
@@ -161,10 +162,13 @@ def train_decoder(autoencoder, data, config, *, run):
 
 # ---- made once ----
 
-def captioned_folder(folder, size):
-    """A folder of captioned pictures -> (Captioned, captions); the same caption is the same thing."""
+def captioned_folder(folder, size, *, least=1):
+    """A folder of captioned pictures -> (Captioned, captions); the same caption is the same thing, and there are at least so many things."""
     rows = image_folder(folder)
-    captions = [row["text"] for row in rows]
+    captions = rows.column("text")
+    if len(set(captions)) < least:
+        raise DataError(f"{folder} holds {len(rows)} pictures and {len(set(captions))} different captions: "
+                        f"give at least {least}, since words are learnt by contrast")
     pixels = torch.stack([square(row["image"], size) for row in rows])
     number = {text: i for i, text in enumerate(dict.fromkeys(captions))}
     things = torch.tensor([number[text] for text in captions])
