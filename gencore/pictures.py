@@ -87,6 +87,14 @@ def prepare(picture, size):
     return rgb.float() / 127.5 - 1
 
 
+def white_marks(picture):
+    """PIL picture, RGB or RGBA, of what is marked in white on black or on nothing (a mask, lines) -> PIL "L"; what can't be seen is black."""
+    from PIL import Image
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+    return picture.convert("L")
+
+
 def plain_colours(picture):
     """PIL picture of any mode -> RGBA when it has transparency, else RGB, 8 bits a channel."""
     if picture.mode in ("RGB", "RGBA"):

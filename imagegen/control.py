@@ -18,7 +18,7 @@ from gencore.check import CheckpointError, ConfigError, InputError, dims, in_ran
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Few, Size, check_fields, from_dict, to_dict
 from gencore.kinds import expect_kind
-from gencore.pictures import open_picture, prepare
+from gencore.pictures import open_picture, prepare, white_marks
 from gencore.recipe import Recipe, lasting_name, made_with, register
 from gencore.train import fit
 from gencore.transformer import Block, Inputs
@@ -204,13 +204,8 @@ def control_files(control, painter):
 def white_lines(picture, side):
     """A control picture as people have it -> (1,side,side) in 0..1; what lies around it is black, as where there are no lines."""
     from PIL import ImageOps
-    opened = open_picture(picture)
-    if opened.mode == "RGBA":                                          # what can't be seen is no line
-        from PIL import Image
-        ground = Image.new("RGBA", opened.size, "black")
-        ground.alpha_composite(opened)
-        opened = ground
-    return (1 - prepare(ImageOps.invert(opened.convert("L")).convert("RGB"), side)[:1]) / 2
+    marks = white_marks(open_picture(picture))
+    return (1 - prepare(ImageOps.invert(marks).convert("RGB"), side)[:1]) / 2
 
 
 def edges_of(picture, side=None):

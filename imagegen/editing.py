@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from gencore.check import InputError, in_range, seeds_of, whole
 from gencore.diffusion import FLOW
-from gencore.pictures import open_picture, prepare
+from gencore.pictures import open_picture, prepare, white_marks
 from gencore.recipe import Recipe, register
 from gencore.samplers import keeping
 from gencore.transformer import Memory
@@ -83,8 +83,9 @@ class Editor:
     def outpaint(self, picture, prompt, *, left=0, top=0, right=0, bottom=0, steps=20, guidance=3.0, negative_prompt="", seed=None):
         """A picture and what it shows -> a PIL picture of the painter's size that goes on beyond its border, by so many of its pixels at each side.
 
-        What was there becomes smaller, since the painter draws one size; a side below 0 is cut off instead, so that left=16, right=-16 moves the
-        picture and keeps its scale, and there every pixel stays as it was. The margins are those of a mask: see __call__."""
+        The longer side is brought to the painter's size, as everywhere: what was there becomes smaller when that side grows. A margin below 0 is cut
+        off: left=16, right=-16 moves a picture and keeps its scale. What is drawn is what the prompt means in the whole new frame: a painter of
+        single things in the middle completes one that was cut off, and does not know what lies around a whole one."""
         opened = open_picture(picture)
         canvas, mask = widened(opened, left=left, top=top, right=right, bottom=bottom)
         return self(canvas, prompt, mask=mask, steps=steps, guidance=guidance, negative_prompt=negative_prompt, seed=seed)
@@ -155,7 +156,7 @@ def kept(mask, size):
     """A mask as people have it, of that size (width, height) -> PIL picture, white where the picture stays (as what is around it does)."""
     if isinstance(mask, np.ndarray) and mask.dtype == bool:
         mask = mask.astype(np.uint8) * 255
-    grey = open_picture(mask).convert("L")
+    grey = white_marks(open_picture(mask))
     if grey.size != size:
         raise InputError(f"the mask has {grey.width} x {grey.height} pixels, the picture {size[0]} x {size[1]}: make them agree")
     stays = grey.point(lambda value: 0 if value > 127 else 255)

@@ -51,7 +51,9 @@ def test_outside_the_mask_every_pixel_stays(editor, picture):
     same = (after == np.asarray(picture)).all(-1)
     assert same[~mask].all() and not same[mask].all()
     as_picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    np.testing.assert_array_equal(after, np.asarray(editor(picture, PROMPTS[0], mask=as_picture, steps=3, seed=1)))
+    on_nothing = Image.merge("RGBA", [Image.new("L", (16, 16), 255)] * 3 + [as_picture])
+    for form in (as_picture, as_picture.convert("1"), on_nothing):
+        np.testing.assert_array_equal(after, np.asarray(editor(picture, PROMPTS[0], mask=form, steps=3, seed=1)))
 
 
 def test_what_lies_around_a_picture_that_is_not_square_stays_white(editor):
@@ -115,7 +117,13 @@ def test_a_way_begins_and_ends_at_its_pictures(editor):
     (lambda e, p: e(p, ["a"]), "prompts.0. should be a string"), (lambda e, p: e(p, "a", strength=1.5), "strength should be .* 0 .* 1.*1.5"),
     (lambda e, p: e(p, "a", mask=np.ones((3, 4), bool)), "the mask has 4 x 3 pixels, the picture 16 x 16: make them agree"),
     (lambda e, p: e(p, "a", mask=np.zeros((16, 16), bool)), "black everywhere"), (lambda e, p: e(7, "a"), "expected a picture .* got int"),
-    (lambda e, p: e(p, "a", steps=0), "steps"), (lambda e, p: e.between(["a"], seeds=[0]), "got 1 and 1"),
+    (lambda e, p: e(p, "a", steps=0), "steps should be"), (lambda e, p: e(p, "a", steps=1001), "steps should be .* 1000, got 1001"),
+    (lambda e, p: e(p, "a", steps=2.5), "steps should be a whole number .*got 2.5"),
+    (lambda e, p: e(p, "a", guidance=101), "guidance should be .* 101"),
+    (lambda e, p: e(p, "a", guidance=float("nan")), "guidance should be between 0 and 100, got nan"),
+    (lambda e, p: e(p, "a", strength=float("nan")), "strength should be between 0 and 1, got nan"),
+    (lambda e, p: e(p, "a", negative_prompt=None), "negative_prompt should be a string"), (lambda e, p: e(p, "a", seed=-1), "seed should be"),
+    (lambda e, p: e(p, "a", mask="nowhere.png"), "nowhere.png does not exist"), (lambda e, p: e.between(["a"], seeds=[0]), "got 1 and 1"),
     (lambda e, p: e.between(["a", "b", "c"], seeds=[0, 1]), "got 3 and 2"), (lambda e, p: e.between(["a", "b"], seeds=3), "a list of whole.*got 3"),
     (lambda e, p: e.between(["a", "b"], frames=0), "frames"), (lambda e, p: e.outpaint(p, "a"), "outpaint needs a margin above 0"),
     (lambda e, p: e.outpaint(p, "a", left=2.5), "left should be a whole number between -15 and 64, got 2.5"),
@@ -123,7 +131,7 @@ def test_a_way_begins_and_ends_at_its_pictures(editor):
     (lambda e, p: e.variations(p, "a", count=0), "count should be"), (lambda e, p: e.variations(p, "a", strength=-1), "strength should be"),
 ])
 def test_wrong_calls_are_named(editor, picture, call, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises((InputError, DataError), match=words):
         call(editor, picture)
 
 

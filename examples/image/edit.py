@@ -3,7 +3,7 @@
     python examples/image/edit.py                                                      a sheet of edits of pictures that it draws first: runs/edit.png
     python examples/image/edit.py face.png "crying face, noto style" --strength 0.6    your picture, as far from it as the strength says
     python examples/image/edit.py face.png "cowboy hat face, noto style" --mask top.png                only where the mask is white
-    python examples/image/edit.py face.png "grinning face, noto style" --beyond 16 0 16 0            more of it: pixels left, top, right, bottom
+    python examples/image/edit.py face.png "grinning face, noto style" --beyond 16 0 0 0             more of it: pixels left, top, right, bottom
     python examples/image/edit.py face.png "grinning face, noto style" --variations 5            others like it, in a row
     python examples/image/edit.py --between "red apple" lemon --frames 12              a GIF that goes from one to the other
 
