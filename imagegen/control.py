@@ -256,12 +256,12 @@ class Controlled(nn.Module):
 def train_control(controlled, data, config, *, run):
     """ControlledTextToImage + Captioned -> the same, its branch trained by flow matching along the edges of the pictures."""
     def loss(model, batch, generator):
-        lines = edges(to_unit(batch["pixels"]))
-        losses = drawing_losses(model.painter, batch, generator, transformer=Led(model.painter.transformer, model.control, lines))
+        led = Led(model.painter.transformer, model.control, batch["lines"])
+        losses = drawing_losses(model.painter, batch, generator, transformer=led)
         return losses.sum(), len(losses)
 
     painter = controlled.painter
-    batches = latent_batches(painter.painter, painter.tokenizer, data, config, beside=lambda rows: {"pixels": data.pixels[rows]})
+    batches = latent_batches(painter.painter, painter.tokenizer, data, config, beside=lambda rows: {"lines": edges(to_unit(data.pixels[rows]))})
     fit(Controlled(painter.painter, controlled.control), loss, batches, config, run=run)
     return controlled
 

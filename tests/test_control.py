@@ -201,6 +201,8 @@ def test_the_example_teaches_and_reports(opened, tmp_path):
              "train.batch=4", "train.warmup=1", "train.save_every=0", "--out"]
     said = run(*given, tmp_path / "run", "scenes=6", "moved=1", "held_out=4")
     assert all(f"{name} edges agree by" in said for name in ("not led     ", "led         ", "autoencoder "))
+    run(*given, tmp_path / "run", "scenes=6", "moved=1", "held_out=4", "train.steps=3", "--resume")
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     assert Image.open(tmp_path / "run" / "samples" / "000002.png").height == 3 * 18 - 2
     assert ControlledTextToImage.from_pretrained(tmp_path / "run" / "model")("a", square_lines(), steps=1, progress=False)[0].size == (16, 16)
     (tmp_path / "cats" / "cat").mkdir(parents=True)

@@ -154,8 +154,11 @@ def test_wrong_input_is_named(base, call, words):
 
 
 def test_the_example_teaches_and_reports(base, tmp_path):
-    said = run(EXAMPLES / "image" / "lora.py", "--base", base.name, "--out", tmp_path / "run", "rank=2", "train.steps=3", "train.batch=4",
-               "train.warmup=1", "train.save_every=0")
+    given = [EXAMPLES / "image" / "lora.py", "--base", base.name, "--out", tmp_path / "run", "rank=2", "train.batch=4", "train.warmup=1",
+             "train.save_every=0"]
+    said = run(*given, "train.steps=3")
+    run(*given, "train.steps=4", "--resume")
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     assert "from its nearest picture" in said and "other prompts, before and after" in said
     assert Image.open(tmp_path / "run" / "sheet.png").width == 8 * 18 - 2
     assert TextToImage.from_pretrained(tmp_path / "run" / "painter").digest and (tmp_path / "run" / "model" / "adapter_config.json").is_file()
