@@ -21,14 +21,13 @@ import torch
 from gencore import Run, TrainConfig
 from gencore.check import ConfigError, command
 from gencore.config import override
-from gencore.data import image_folder
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from imagegen.alignment import SIDE, Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
-from imagegen.data import digit_caption, grid, square, to_pil, to_unit
+from imagegen.data import digit_caption, grid, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
-from imagegen.training import Captioned, train_autoencoder, train_prompts, train_transformer
+from imagegen.training import Captioned, captioned_folder, train_autoencoder, train_prompts, train_transformer
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     args = parser.parse_intermixed_args()
     plan = override(Plan(), args.settings)
-    data, captions = pictures_of(args.data, plan.size) if args.data else sklearn_digits(plan.size)
+    data, captions = captioned_folder(args.data, plan.size, least=2) if args.data else sklearn_digits(plan.size)
     train(plan, data, captions, args)
 
 
@@ -90,16 +89,6 @@ def train(plan, data, captions, args):
 
     hooks = {"extend": True, "sample": sample, "export": lambda model: pipeline_files(model.painter, tokenizer)}
     train_transformer(painter, alignment.tower, tokenizer, data, config=plan.painting, run=run("painter", **hooks))
-
-
-def pictures_of(folder, size):
-    """A folder of captioned pictures -> (Captioned, captions); the same caption is the same thing."""
-    rows = image_folder(folder)
-    captions = [row["text"] for row in rows]
-    pixels = torch.stack([square(row["image"], size) for row in rows])
-    number = {text: i for i, text in enumerate(dict.fromkeys(captions))}
-    things = torch.tensor([number[text] for text in captions])
-    return Captioned(pixels, lambda i, rng: captions[i], things, np.ones(len(captions))), captions
 
 
 def sklearn_digits(size):

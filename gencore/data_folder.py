@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 
 from gencore.check import DataError, InputError
+from gencore.pictures import read_picture
 from gencore.sounds import read_sound
 
-PIXELS = 64_000_000          # a larger picture is refused before it is decoded
-SAMPLES = 256_000_000        # so is longer sound (all channels together)
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+SAMPLES = 256_000_000        # longer sound is refused before it is decoded (all channels together)
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 FILES = "{} beside a metadata.jsonl or metadata.csv (file_name, text), one subfolder per class, or parquet with an {} column"
@@ -115,7 +115,7 @@ def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".t
 
 
 def image_folder(path, split=None, *, text="text", on_error="stop", check=True):
-    """imagefolder or parquet -> Rows with "image" (a PIL picture), "text" and the other columns.
+    """imagefolder or parquet -> Rows with "image" (a PIL picture, RGB or RGBA), "text" and the other columns.
 
     `text` names the column with the words; None when none are needed. `check` decodes every picture once at the start."""
     return _media_folder(path, split, "image", text=text, on_error=on_error, check=check)
@@ -211,33 +211,23 @@ def _beside(table, number, entry):
 
 
 def _decode_image(row, name):
-    """row["image"] (path, bytes or {"bytes", "path"}) -> a PIL picture: the first frame, turned as its camera says."""
-    from PIL import Image, ImageOps
-    source = _source(row["image"], name)
+    """row["image"] (path, bytes or {"bytes", "path"}) -> a PIL picture, RGB or RGBA: the first frame, turned as its camera says."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)         # the cap below is lower
-            with Image.open(source) as image:
-                width, height = image.size
-                if width * height > PIXELS:
-                    raise DataError(f"{name} has {width} x {height} pixels, at most {PIXELS:,} are read")
-                row["image"] = ImageOps.exif_transpose(image).copy()
-    except DataError:
-        raise
-    except Exception as error:                                                      # decoders raise what they like
-        raise DataError(f"{name} is not a picture that can be read: {error}") from error
+        row["image"] = read_picture(file_of(row["image"], name), name)
+    except InputError as error:                                                     # too large, or empty
+        raise DataError(str(error)) from error
     return row
 
 
 def _decode_audio(row, name):
     """row["audio"] (path, bytes or {"bytes", "path"}) -> float32 tensor (C, L), and row["sample_rate"]."""
-    waveform, rate, _ = read_sound(_source(row["audio"], name), name, samples=SAMPLES)
+    waveform, rate, _ = read_sound(file_of(row["audio"], name), name, samples=SAMPLES)
     if not waveform.shape[1]:
         raise DataError(f"{name} holds no sound")
     return {**row, "audio": waveform, "sample_rate": rate}
 
 
-def _source(value, name):
+def file_of(value, name):
     """What a decoder can open: a path, or the bytes of a parquet cell as a file."""
     if isinstance(value, dict):
         value = value.get("bytes")

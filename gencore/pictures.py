@@ -11,11 +11,12 @@ import torch
 from gencore.check import DataError, InputError
 
 PIXELS = 64_000_000                  # a larger picture is refused before it is decoded
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")     # EPS is a program, an ICO holds other files
 
 
 def open_picture(source):
     """Path, bytes, PIL picture, uint8 array (H,W), (H,W,3) or (H,W,4), or tensor (3,H,W) in [-1,1] -> PIL picture, RGB or RGBA."""
-    from PIL import Image, ImageOps
+    from PIL import Image
     if torch.is_tensor(source):
         source = _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -26,20 +27,51 @@ def open_picture(source):
     name = str(source) if named else "the picture"
     if named and not os.path.isfile(source):
         raise DataError(f"{name or repr(name)} {'is a folder' if os.path.isdir(source) else 'does not exist'}: give the path of a picture")
+    picture, more = _decoded(io.BytesIO(source) if isinstance(source, bytes) else source, name)
+    if more:
+        warnings.warn(f"{name} has more than one frame: the first is read", stacklevel=2)
+    return picture
+
+
+def read_picture(source, name):
+    """Path or file of a picture -> PIL picture, RGB or RGBA: the first frame, turned as its camera says; `name` is what an error calls it."""
+    return _decoded(source, name)[0]
+
+
+def _decoded(source, name):
+    """-> (PIL picture, RGB or RGBA, whether there are more frames), or InputError (too large, empty) or DataError (broken)."""
+    from PIL import Image
     try:
-        if isinstance(source, Image.Image):
-            return plain_colours(_first_frame(_not_huge(source, name), name))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)           # our own limit is lower
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        with picture:
-            return plain_colours(ImageOps.exif_transpose(_first_frame(_not_huge(picture, name), name)))
+            warnings.simplefilter("ignore")                                           # decoders about details; PIL about a size above our own limit
+            if isinstance(source, Image.Image):
+                return _plain(source, name)
+            with Image.open(source, formats=FORMATS) as picture:
+                return _plain(picture, name)
     except InputError:
         raise
     except Image.DecompressionBombError:
         raise InputError(f"{name} has more than {PIXELS:,} pixels: make it smaller") from None
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{name} is not a picture that can be read: it is none of {', '.join(FORMATS)}, or its beginning is broken") from None
     except Exception as error:                                                        # decoders raise what they like
-        raise DataError(f"{name} is not a picture that can be read: {str(error) or type(error).__name__}") from None
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{name} is not a picture that can be read: {why:.200}") from None
+
+
+def _plain(picture, name):
+    """An opened picture -> (its first frame, upright, RGB or RGBA; whether there are more frames)."""
+    from PIL import ImageOps
+    _check_size(picture, name)
+    more = bool(getattr(picture, "is_animated", False))
+    if more:
+        picture.seek(0)
+    picture.load()
+    try:
+        picture = ImageOps.exif_transpose(picture)
+    except Exception:                                                                 # a broken note of the camera is no broken picture
+        picture = picture.copy()
+    return plain_colours(picture), more
 
 
 def prepare(picture, size):
@@ -53,6 +85,14 @@ def prepare(picture, size):
     ground.alpha_composite(rgba, ((size - rgba.width) // 2, (size - rgba.height) // 2))
     rgb = torch.from_numpy(np.asarray(ground.convert("RGB")).copy()).permute(2, 0, 1)    # (3, size, size)
     return rgb.float() / 127.5 - 1
+
+
+def white_marks(picture):
+    """PIL picture, RGB or RGBA, of what is marked in white on black or on nothing (a mask, lines) -> PIL "L"; what can't be seen is black."""
+    from PIL import Image
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+    return picture.convert("L")
 
 
 def plain_colours(picture):
@@ -75,19 +115,11 @@ def eight_bits(values):
     return Image.fromarray((np.nan_to_num(values.astype(np.float64)) * scale).clip(0, 255).round().astype(np.uint8))
 
 
-def _not_huge(picture, name):
+def _check_size(picture, name):
     if picture.width * picture.height > PIXELS:
         raise InputError(f"{name} has {picture.width} x {picture.height} pixels, at most {PIXELS:,} are read: make it smaller")
     if not picture.width or not picture.height:
         raise InputError(f"{name} is empty: {picture.width} x {picture.height} pixels")
-    return picture
-
-
-def _first_frame(picture, name):
-    if getattr(picture, "n_frames", 1) > 1:
-        warnings.warn(f"{name} has {picture.n_frames} frames: the first is read", stacklevel=4)
-        picture.seek(0)
-    return picture
 
 
 def _from_tensor(tensor):

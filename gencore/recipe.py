@@ -26,7 +26,7 @@ from gencore.folder import write_file, writing
 from gencore.metadata import LIMIT, png_text, png_with_text, wav_comment, wav_samples, wav_with_comment
 
 PACKAGES = {"text": "textgen", "chat": "textgen", "audio": "audiogen", "caption": "multimodal",                             # who makes which kind
-            "image": "imagegen", "gan": "imagegen", "edit": "imagegen", "diffusion": "imagegen"}
+            "image": "imagegen", "gan": "imagegen", "edit": "imagegen", "control": "imagegen", "diffusion": "imagegen"}
 SEEDS = range(-(1 << 63), 1 << 64)                                                                    # what torch accepts
 MAKERS = {}
 

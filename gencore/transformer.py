@@ -51,6 +51,11 @@ class Memory(NamedTuple):
     states: torch.Tensor                     # (B, S, M)
     keep: torch.Tensor | None = None         # (B, S) bool, True = real
 
+    @property
+    def seen(self):
+        """`keep` as attention takes it (B,1,1,S)."""
+        return None if self.keep is None else self.keep.bool()[:, None, None, :]
+
 
 class Inputs(NamedTuple):
     """What every block of one forward gets besides x; made once, by the Transformer."""
@@ -208,6 +213,4 @@ class _Masks:
     @staticmethod
     def of_memory(memory):
         """memory -> (its states, which of them are real (B,1,1,S))."""
-        if memory is None:
-            return None, None
-        return memory.states, None if memory.keep is None else memory.keep.bool()[:, None, None, :]
+        return (None, None) if memory is None else (memory.states, memory.seen)

@@ -4,4 +4,4 @@ import gencore  # noqa: F401  (its torchaudio guard stands before transformers a
 from gencore.lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, {"TextToImage": "text_to_image", "Autoencoder": "autoencoder", "Editor": "editing", "GAN": "gan",
-                                           "Diffusion": "diffusion"})
+                                                 "Diffusion": "diffusion", "PainterLoRA": "lora", "ControlledTextToImage": "control"})

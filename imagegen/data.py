@@ -1,7 +1,6 @@
 """Pictures and their captions: emoji and handwritten digits from parquet, brought to one size, and the wordings that a user may type.
 
 Pictures are kept as bytes (N,3,H,W) uint8; `to_unit` makes the [-1,1] floats that models see."""
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import numpy as np
 import torch
 
 from gencore.check import DataError
-from gencore.pictures import plain_colours
+from gencore.data_folder import file_of
+from gencore.pictures import plain_colours, read_picture
 
 STYLES = {"noto": "noto", "twemoji": "twemoji", "openmoji": "openmoji", "fluent-3d": "fluent 3d", "fluent-flat": "fluent flat"}
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -64,7 +64,7 @@ def grid(pictures, columns, gap=2):
 def emoji(folder, split="train", size=64):
     """Folder with <split>.parquet (image, style, name, keywords, concept, ...) -> Pictures on white."""
     rows = _parquet(folder, split, ("image", "style", "name", "keywords", "concept", "group", "skin_tone", "gender"))
-    pixels = torch.from_numpy(np.stack([on_white(row.pop("image")["bytes"], size) for row in rows]))
+    pixels = torch.from_numpy(np.stack([on_white(picture, size) for picture in _pictures(folder, split, rows)]))
     return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), rows)
 
 
@@ -74,8 +74,8 @@ def digits(folder, split="train", size=64):
     rows = _parquet(folder, split, ("image", "label"))
     inner = size - size // 8
     pixels = np.full((len(rows), size, size), 255, np.uint8)
-    for sheet, row in zip(pixels, rows):
-        ink = Image.open(io.BytesIO(row.pop("image")["bytes"])).convert("L").resize((inner, inner), Image.Resampling.BICUBIC)
+    for sheet, picture in zip(pixels, _pictures(folder, split, rows)):
+        ink = picture.convert("L").resize((inner, inner), Image.Resampling.BICUBIC)
         sheet[size // 16:size // 16 + inner, size // 16:size // 16 + inner] = 255 - np.asarray(ink)
     return Pictures(torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1), rows)
 
@@ -83,14 +83,14 @@ def digits(folder, split="train", size=64):
 def scenes(folder, split="train", size=64):
     """Folder with <split>.parquet (image, captions: wordings of what is seen), as `python -m multimodal.scenes` writes it -> Pictures."""
     rows = _parquet(folder, split, ("image", "captions"))
-    pixels = torch.from_numpy(np.stack([on_white(row.pop("image")["bytes"], size) for row in rows]))
+    pixels = torch.from_numpy(np.stack([on_white(picture, size) for picture in _pictures(folder, split, rows)]))
     return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), rows)
 
 
-def on_white(raw, size):
-    """Bytes of a picture file in any mode -> (size, size, 3) uint8, transparent places white."""
+def on_white(picture, size):
+    """A PIL picture in any mode -> (size, size, 3) uint8, transparent places white."""
     from PIL import Image
-    picture = plain_colours(Image.open(io.BytesIO(raw))).convert("RGBA")
+    picture = plain_colours(picture).convert("RGBA")
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.LANCZOS)
     sheet = Image.new("RGBA", picture.size, "white")
@@ -129,6 +129,13 @@ def _parquet(folder, split, columns):
     if missing:
         raise DataError(f"{path} has no column {missing[0]}: it has {', '.join(table.column_names)}")
     return table.select(list(columns)).to_pylist()
+
+
+def _pictures(folder, split, rows):
+    """Takes the pictures out of rows of `_parquet` and yields them as PIL, RGB or RGBA; a bad one is named."""
+    for number, row in enumerate(rows):
+        name = f"{Path(folder) / split}.parquet row {number}"
+        yield read_picture(file_of(row.pop("image"), name), name)
 
 
 # ---- captions ----

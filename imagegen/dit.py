@@ -2,6 +2,7 @@
 
 Patches of latents are its tokens; one small network turns the noise level into the norms' shifts, scales and gates of all blocks
 (shared adaLN); every block looks at the prompt's states by cross-attention."""
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -85,17 +86,23 @@ class DiT(nn.Module):
 
     def velocity(self, latents, level, memory, *, cache=None):
         """level and memory as `level` and `project` give them; cache: a PromptCache over the steps of one drawing."""
-        _, _, H, W = dims("latents", latents, "B C H W", C=self.cfg.channels)
-        h, w = H // self.cfg.patch, W // self.cfg.patch
-        level, cond = level
-        x = self.patches(latents) + self._positions(h, w).to(latents)                  # (B, P, D)
-        x = self.transformer(x, memory=memory, cond=cond, cache=cache)
-        shift, scale = (self.out_table + level[:, None])[:, :, None].unbind(1)         # each (B, 1, D)
-        patches = self.out(modulate(x, shift, scale))                                  # (B, P, p*p*C)
-        return unpatchify(patches, h, w, self.cfg.patch)[:, :self.cfg.channels]
+        x = self.transformer(self.enter(latents), memory=memory, cond=level[1], cache=cache)
+        return self.leave(x, latents.shape, level)
 
-    def _positions(self, h, w):
-        return sincos_2d(h, w, self.cfg.width, self.cfg.size // self.cfg.patch, interpolation=self.cfg.interpolation)
+    def enter(self, latents):
+        """latents (B,C,H,W) -> tokens with their places (B,P,D)."""
+        h, w = self._sides(dims("latents", latents, "B C H W", C=self.cfg.channels))
+        places = sincos_2d(h, w, self.cfg.width, self.cfg.size // self.cfg.patch, interpolation=self.cfg.interpolation)
+        return self.patches(latents) + places.to(latents)
+
+    def leave(self, x, shape, level):
+        """Tokens (B,P,D) after the blocks, the latents' shape and level -> velocity (B,C,H,W)."""
+        shift, scale = (self.out_table + level[0][:, None])[:, :, None].unbind(1)      # each (B, 1, D)
+        patches = self.out(modulate(x, shift, scale))                                  # (B, P, p*p*C)
+        return unpatchify(patches, *self._sides(shape), self.cfg.patch)[:, :self.cfg.channels]
+
+    def _sides(self, shape):
+        return shape[2] // self.cfg.patch, shape[3] // self.cfg.patch
 
     @torch.no_grad()
     def _start(self):
@@ -113,8 +120,8 @@ class PromptCache:
     """Keeps the prompt's keys and values over the steps of one drawing; the patches are new at each step and are not kept."""
     newest, window = True, None
 
-    def __init__(self, layers):
-        self.layers = [PromptLayer() for _ in range(layers)]
+    def __init__(self):
+        self.layers = defaultdict(PromptLayer)
 
     def check(self, batch, layers):
         """Any batch will do; the layers are the transformer's."""

@@ -3,6 +3,8 @@
     editor = Editor.from_pretrained("painter")
     editor("face.png", "grinning face, openmoji style", strength=0.6, seed=0)          the whole picture, as far from it as strength says
     editor(picture, "red heart", mask=mask, seed=0)                                   only where the mask is white
+    editor.outpaint(picture, "rocket, noto style", left=16, right=16, seed=0)         more of it beyond its border
+    editor.variations(picture, "rocket, noto style", count=4, seed=0)                 others like it
     editor.between(["red apple", "lemon"], seeds=[0], frames=12)                      from picture to picture
 
 Meng et al. 2022 (SDEdit): begin from the picture with some of its noise. A mask: at every step the data outside it is known."""
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 
 from gencore.check import InputError, in_range, seeds_of, whole
 from gencore.diffusion import FLOW
-from gencore.pictures import open_picture, prepare
+from gencore.pictures import open_picture, prepare, white_marks
 from gencore.recipe import Recipe, register
 from gencore.samplers import keeping
 from gencore.transformer import Memory
@@ -70,13 +72,29 @@ class Editor:
         settings = DrawSettings(steps, guidance, negative_prompt)
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
         in_range("strength", strength, 0, 1)
-        seed, = seeds_of(seed, 1)
-        size = self.side
+        seed, size = seeds_of(seed, 1)[0], self.side
+        self.painter.tell_cut([prompt, negative_prompt])
         opened = open_picture(picture)
         before = prepare(opened, size)[None]                                       # (1, 3, S, S)
         redrawn = None if mask is None else prepare(kept(mask, opened.size), size)[None, :1] < 0        # (1, 1, S, S)
         edit = Edit(before, redrawn, prompt, strength, seed, settings)
         return finished(self._drawn(edit), [self._recipe(edit)], "pil")[0]
+
+    def outpaint(self, picture, prompt, *, left=0, top=0, right=0, bottom=0, steps=20, guidance=3.0, negative_prompt="", seed=None):
+        """A picture and what it shows -> a PIL picture of the painter's size that goes on beyond its border, by so many of its pixels at each side.
+
+        The longer side is brought to the painter's size, as everywhere: what was there becomes smaller when that side grows. A margin below 0 is cut
+        off: left=16, right=-16 moves a picture and keeps its scale. What is drawn is what the prompt means in the whole new frame: a painter of
+        single things in the middle completes one that was cut off, and does not know what lies around a whole one."""
+        opened = open_picture(picture)
+        canvas, mask = widened(opened, left=left, top=top, right=right, bottom=bottom)
+        return self(canvas, prompt, mask=mask, steps=steps, guidance=guidance, negative_prompt=negative_prompt, seed=seed)
+
+    def variations(self, picture, prompt, *, count=4, strength=0.6, steps=20, guidance=3.0, negative_prompt="", seed=None):
+        """A picture and what it shows -> `count` PIL pictures like it, as far from it as strength says; number i is what seed + i draws."""
+        whole("count", count, 1, 1000)
+        return [self(picture, prompt, strength=strength, steps=steps, guidance=guidance, negative_prompt=negative_prompt, seed=one)
+                for one in seeds_of(seed, count)]
 
     @property
     def side(self):
@@ -106,6 +124,7 @@ class Editor:
             raise InputError("prompts and seeds should be as many, or one of them one and the other two or more, "
                              f"got {len(prompts)} and {len(seeds)}")
         whole("frames", frames, 1, 1000)
+        self.painter.tell_cut(prompts)
         words = self.painter.read([prompts[0]] * keys if len(prompts) == 1 else prompts)
         noise = self.painter.noise([seeds_of(seed, 1)[0] for seed in (list(seeds) * keys)[:keys]])
         made = []
@@ -137,13 +156,30 @@ def kept(mask, size):
     """A mask as people have it, of that size (width, height) -> PIL picture, white where the picture stays (as what is around it does)."""
     if isinstance(mask, np.ndarray) and mask.dtype == bool:
         mask = mask.astype(np.uint8) * 255
-    grey = open_picture(mask).convert("L")
+    grey = white_marks(open_picture(mask))
     if grey.size != size:
         raise InputError(f"the mask has {grey.width} x {grey.height} pixels, the picture {size[0]} x {size[1]}: make them agree")
     stays = grey.point(lambda value: 0 if value > 127 else 255)
     if stays.getextrema()[0] == 255:
         raise InputError("the mask is black everywhere: white is what is drawn anew")
     return stays
+
+
+def widened(picture, *, left, top, right, bottom):
+    """PIL picture -> (a larger one whose margins repeat its border, mask (H,W) bool, True there); a margin below 0 is cut off."""
+    from PIL import Image
+    margins = [(top, bottom), (left, right)]
+    for names, size, given in zip((("top", "bottom"), ("left", "right")), picture.size[::-1], margins):
+        for name, margin in zip(names, given):
+            whole(name, margin, 1 - size, 4 * size)
+        if sum(given) <= -size:
+            raise InputError(f"{names[0]} and {names[1]} cut off all {size} pixels, got {given[0]} and {given[1]}")
+    if max(left, top, right, bottom) <= 0:
+        raise InputError("outpaint needs a margin above 0, such as left=16: nothing else is drawn")
+    cut = tuple(slice(max(0, -first), size - max(0, -last)) for size, (first, last) in zip(picture.size[::-1], margins))
+    added = [tuple(max(0, margin) for margin in given) for given in margins]
+    pixels = np.asarray(picture.convert("RGBA"))[cut]
+    return Image.fromarray(np.pad(pixels, [*added, (0, 0)], mode="edge")), np.pad(np.zeros(pixels.shape[:2], bool), added, constant_values=True)
 
 
 def to_base64(pictures):

@@ -70,7 +70,7 @@ class Painter(nn.Module):
         one = guidance == 1
         memory = words if one else both(null, words)
         told = dict(zip(levels.tolist(), zip(*self.transformer.level(times.to(memory.states)))))
-        cache = PromptCache(self.transformer.cfg.layers)
+        cache = PromptCache()
 
         def denoise(x, now):
             level = tuple(part.expand(len(memory.states), *part.shape) for part in told[float(now)])
@@ -94,14 +94,15 @@ class TextToImage:
         """A prompt or a list of them -> as many pictures: PIL images, or one array (B,H,W,3) in 0..1 ("np"), or tensor (B,3,H,W) in 0..1 ("pt").
 
         Picture i is drawn from the noise of seed + i, so a prompt gives the same picture alone and in a list (up to rounding).
+        A prompt of more tokens than the painter reads is cut there, and a warning names the first.
         seed None: a new one; it is in the picture's .info["recipe"], which gencore.replay reads back from a saved PNG."""
         prompts = check_prompts(prompts)
         settings = DrawSettings(steps, guidance, negative_prompt)
         seeds = seeds_of(seed, len(prompts))
+        self.tell_cut([*prompts, negative_prompt])
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
-        groups = [list(range(i, min(i + TOGETHER, len(prompts)))) for i in range(0, len(prompts), TOGETHER)]
-        made, recipes = [], []
+        made, recipes, groups = [], [], groups_of(len(prompts))
         with progress_bar(len(groups) * steps, progress) as bar:
             for group in groups:
                 asked = [prompts[i] for i in group]
@@ -136,13 +137,22 @@ class TextToImage:
         return autoencoder.decode(latents / autoencoder.cfg.scaling).clamp(-1, 1)
 
     def read(self, prompts):
-        """A list of prompts -> Memory that the transformer looks at; a prompt that is too long is cut, with a warning."""
-        length = self.tokenizer.config.get("model_max_length", 120)
-        ids, keep, cut = encode_prompts(self.tokenizer, prompts, length)
-        if cut:
-            warnings.warn(f'{len(cut)} prompt(s) have more than {length} tokens and are cut there, the first: "{prompts[cut[0]]:.60}"', stacklevel=4)
+        """A list of prompts -> Memory that the transformer looks at; a prompt of more than `longest` tokens is cut there."""
+        ids, keep, _ = encode_prompts(self.tokenizer, prompts, self.longest)
         device = next(self.painter.parameters()).device
         return self.painter.read(ids.to(device), keep.to(device))
+
+    @property
+    def longest(self):
+        """How many tokens of a prompt are read."""
+        return self.tokenizer.config.get("model_max_length", 120)
+
+    def tell_cut(self, prompts):
+        """Warns, once, when some of the prompts of a call are too long."""
+        _, _, cut = encode_prompts(self.tokenizer, prompts, self.longest)
+        if cut:
+            first = prompts[cut[0]]
+            warnings.warn(f'{len(cut)} prompt(s) have more than {self.longest} tokens and are cut there, the first: "{first:.60}"', stacklevel=4)
 
     def _recipe(self, prompts, place, seed, settings):
         """Recipe of one picture of a batch. It names the whole batch: sums are rounded differently in another one."""
@@ -178,6 +188,11 @@ class TextToImage:
 def survives(module, dtype):
     """Does every weight come back from that dtype as it was?"""
     return all(tensor.dtype == torch.float32 and tensor.equal(tensor.to(floating(dtype)).float()) for tensor in module.parameters())
+
+
+def groups_of(count):
+    """The numbers of so many pictures, in lists of those that are drawn together."""
+    return [list(range(i, min(i + TOGETHER, count))) for i in range(0, count, TOGETHER)]
 
 
 def both(null, words):

@@ -5,7 +5,8 @@
     transformer    flow matching on the latents, under the prompts' states; the prompt encoder learns on with it
     decoder        goes on alone, if wanted: latents stay what the transformer knows, pictures get sharper
 
-examples/train_image.py does it for any folder, imagegen/train_painter.py for the painter that ships."""
+examples/train_image.py does it for any folder, imagegen/train_painter.py for the painter that ships. imagegen/lora.py and control.py teach a
+finished painter more by the same batches and losses."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gencore.data import own_rows
+from gencore.check import DataError
+from gencore.data import image_folder, own_rows
 from gencore.diffusion import flow_loss, logit_normal
 from gencore.text_encoder import encode_prompts
 from gencore.train import fit
 from gencore.transformer import Memory
 from imagegen.alignment import alignment_loss
 from imagegen.autoencoder import autoencoder_loss, picture_loss
-from imagegen.data import to_unit
+from imagegen.data import square, to_unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +86,24 @@ def train_prompts(model, tokenizer, data, config, *, run):
 def train_transformer(painter, tower, tokenizer, data, *, config, run):
     """Painter whose encoder and autoencoder are trained + Captioned -> the painter, its transformer trained and its encoder with it: names are learnt
     by contrast, whose colour it is and what is above what by drawing."""
+    places = places_of(tower, data.pixels)
+    batches = latent_batches(painter, tokenizer, data, config, beside=lambda rows: {"places": places[rows].float()})
+    painter.text_encoder.requires_grad_(True)
+    fit(Learner(painter, places.shape[1]), transformer_loss, batches, config, run=run)
+    return painter.eval().requires_grad_(False)
+
+
+def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
+    """Captioned -> batches of latents and encoded captions; beside(picture numbers) -> what else a batch holds."""
     length = tokenizer.config["model_max_length"]
-    latents, places = encode_all(painter.autoencoder, data.pixels), places_of(tower, data.pixels)
+    latents = encode_all(painter.autoencoder, data.pixels)
 
     def columns(rows, rng):
         captions = ["" if rng.random() < 0.1 else data.caption(row, rng) for row in rows]             # "" teaches guidance its null
         ids, keep, _ = encode_prompts(tokenizer, captions, length)
-        return {"latents": latents[rows], "places": places[rows].float(), "ids": ids, "keep": keep}
+        return {"latents": latents[rows], "ids": ids, "keep": keep} | beside(rows)
 
-    painter.text_encoder.requires_grad_(True)
-    fit(Learner(painter, places.shape[1]), transformer_loss, CaptionedBatches(data, config.batch, config.seed, columns), config, run=run)
-    return painter.eval().requires_grad_(False)
+    return CaptionedBatches(data, config.batch, config.seed, columns)
 
 
 class Learner(nn.Module):
@@ -119,13 +128,18 @@ class Learner(nn.Module):
 
 
 def transformer_loss(model, batch, generator, *, alignment=0.5):
-    """Flow matching at levels with more noise than data, and half of one minus the likeness -> (sum, pictures)."""
-    painter, latents = model.painter, batch["latents"]
+    """The losses of drawing, and half of one minus the likeness -> (sum, pictures)."""
+    losses = drawing_losses(model.painter, batch, generator)
+    return (losses + alignment * (1 - model.likeness(batch["places"]))).sum(), len(losses)
+
+
+def drawing_losses(painter, batch, generator, *, transformer=None):
+    """Flow matching at levels with more noise than data -> (B,). transformer(x, t, prompt): another one than the painter's, which goes with it."""
+    latents, transformer = batch["latents"], transformer or painter.transformer
     prompt = Memory(painter.text_encoder(batch["ids"], batch["keep"]), batch["keep"])
     levels = logit_normal(len(latents), generator, mean=0.3).to(latents)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    losses = flow_loss(lambda x, t: painter.transformer(x, t, prompt), latents, noise, levels)
-    return (losses + alignment * (1 - model.likeness(batch["places"]))).sum(), len(latents)
+    return flow_loss(lambda x, t: transformer(x, t, prompt), latents, noise, levels)
 
 
 def train_decoder(autoencoder, data, config, *, run):
@@ -147,6 +161,20 @@ def train_decoder(autoencoder, data, config, *, run):
 
 
 # ---- made once ----
+
+def captioned_folder(folder, size, *, least=1):
+    """A folder of captioned pictures -> (Captioned, captions); the same caption is the same thing, and there are at least so many things."""
+    rows = image_folder(folder)
+    captions = rows.column("text")
+    if len(set(captions)) < least:
+        raise DataError(f"{folder} holds {len(rows)} pictures and {len(set(captions))} different captions: "
+                        f"give at least {least}, since words are learnt by contrast")
+    pixels = torch.stack([square(row["image"], size) for row in rows])
+    number = {text: i for i, text in enumerate(dict.fromkeys(captions))}
+    things = torch.tensor([number[text] for text in captions])
+    return Captioned(pixels, lambda i, rng: captions[i], things, np.ones(len(captions))), captions
+
+
 
 @torch.no_grad()
 def encode_all(autoencoder, pixels):

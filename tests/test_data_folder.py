@@ -245,7 +245,7 @@ def test_a_parquet_cell_without_bytes_is_named_by_its_row(tmp_path, kind):
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     write(tmp_path, {"cat/1.png": image_bytes(size=(100, 101))})
-    monkeypatch.setattr(data_folder, "PIXELS", 10_000)
+    monkeypatch.setattr("gencore.pictures.PIXELS", 10_000)
     with pytest.raises(DataError, match="1.png has 100 x 101 pixels, at most 10,000 are read"):
         image_folder(tmp_path)
 

@@ -32,7 +32,7 @@ def test_a_fresh_transformer_says_nothing():
 @torch.no_grad()
 def test_prompt_cache_changes_nothing():
     model, words = shaken(), prompts(5, 2)
-    memory, cache = model.project(words), PromptCache(TINY.layers)
+    memory, cache = model.project(words), PromptCache()
     for t in (900.0, 400.0, 10.0):
         latents, level = torch.randn(2, 3, 4, 4), torch.full((2,), t)
         kept = model.velocity(latents, model.level(level), memory, cache=cache)

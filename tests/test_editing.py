@@ -51,7 +51,9 @@ def test_outside_the_mask_every_pixel_stays(editor, picture):
     same = (after == np.asarray(picture)).all(-1)
     assert same[~mask].all() and not same[mask].all()
     as_picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    np.testing.assert_array_equal(after, np.asarray(editor(picture, PROMPTS[0], mask=as_picture, steps=3, seed=1)))
+    on_nothing = Image.merge("RGBA", [Image.new("L", (16, 16), 255)] * 3 + [as_picture])
+    for form in (as_picture, as_picture.convert("1"), on_nothing):
+        np.testing.assert_array_equal(after, np.asarray(editor(picture, PROMPTS[0], mask=form, steps=3, seed=1)))
 
 
 def test_what_lies_around_a_picture_that_is_not_square_stays_white(editor):
@@ -75,6 +77,33 @@ def test_an_edit_is_made_again_from_its_file(editor, picture, tmp_path):
         assert gencore.replay(tmp_path / f"{name}.png").tobytes() == made.tobytes()
 
 
+def test_beyond_the_border_is_drawn_and_what_moved_stays_to_the_byte(editor, picture):
+    before = np.asarray(picture)
+    moved = np.asarray(editor.outpaint(picture, PROMPTS[0], left=5, right=-5, top=-3, bottom=3, steps=2, seed=1))
+    assert (moved[:13, 5:] == before[3:, :11]).all() and not (moved[:, :5] == moved[:, 5:6]).all()
+    smaller = np.asarray(editor.outpaint(picture, PROMPTS[0], left=8, right=8, top=16, steps=2, seed=1)).astype(float)
+    wanted = np.asarray(picture.resize((8, 8), Image.Resampling.BOX)).astype(float)
+    assert smaller.shape == (16, 16, 3) and np.corrcoef(smaller[8:, 4:12].ravel(), wanted.ravel())[0, 1] > 0.9
+    wide = np.asarray(editor.outpaint(picture, PROMPTS[0], left=8, right=8, steps=2, seed=1))
+    assert (wide[:3] == 255).all() and (wide[-3:] == 255).all()                          # 32 x 16 on the painter's square
+
+
+def test_variations_are_as_many_edits_that_replay(editor, picture, tmp_path):
+    made = editor.variations(picture, PROMPTS[0], count=3, strength=0.7, steps=2, seed=5)
+    assert len({variation.tobytes() for variation in made}) == 3
+    assert made[1].tobytes() == editor(picture, PROMPTS[0], strength=0.7, steps=2, seed=6).tobytes()
+    made[2].save(tmp_path / "a.png")
+    editor.outpaint(picture, PROMPTS[0], bottom=6, steps=2, seed=1).save(tmp_path / "b.png")
+    assert gencore.replay(tmp_path / "a.png").tobytes() == made[2].tobytes() and gencore.replay(tmp_path / "b.png").size == (16, 16)
+
+
+def test_long_prompts_are_cut_with_one_warning(editor, picture):
+    for call in (lambda: editor(picture, "seven " * 40, steps=1, seed=0), lambda: editor.between(["seven " * 40, "a"], frames=1, steps=1)):
+        with pytest.warns(UserWarning, match='1 prompt.s. have more than 12 tokens and are cut there, the first: "seven') as caught:
+            call()
+        assert len(caught) == 1
+
+
 def test_a_way_begins_and_ends_at_its_pictures(editor):
     ends = editor.painter(PROMPTS, steps=2, seed=0, progress=False)[0], editor.painter(PROMPTS[1], steps=2, seed=0, progress=False)[0]
     frames = editor.between(PROMPTS, seeds=[0], frames=3, steps=2)
@@ -88,12 +117,21 @@ def test_a_way_begins_and_ends_at_its_pictures(editor):
     (lambda e, p: e(p, ["a"]), "prompts.0. should be a string"), (lambda e, p: e(p, "a", strength=1.5), "strength should be .* 0 .* 1.*1.5"),
     (lambda e, p: e(p, "a", mask=np.ones((3, 4), bool)), "the mask has 4 x 3 pixels, the picture 16 x 16: make them agree"),
     (lambda e, p: e(p, "a", mask=np.zeros((16, 16), bool)), "black everywhere"), (lambda e, p: e(7, "a"), "expected a picture .* got int"),
-    (lambda e, p: e(p, "a", steps=0), "steps"), (lambda e, p: e.between(["a"], seeds=[0]), "got 1 and 1"),
+    (lambda e, p: e(p, "a", steps=0), "steps should be"), (lambda e, p: e(p, "a", steps=1001), "steps should be .* 1000, got 1001"),
+    (lambda e, p: e(p, "a", steps=2.5), "steps should be a whole number .*got 2.5"),
+    (lambda e, p: e(p, "a", guidance=101), "guidance should be .* 101"),
+    (lambda e, p: e(p, "a", guidance=float("nan")), "guidance should be between 0 and 100, got nan"),
+    (lambda e, p: e(p, "a", strength=float("nan")), "strength should be between 0 and 1, got nan"),
+    (lambda e, p: e(p, "a", negative_prompt=None), "negative_prompt should be a string"), (lambda e, p: e(p, "a", seed=-1), "seed should be"),
+    (lambda e, p: e(p, "a", mask="nowhere.png"), "nowhere.png does not exist"), (lambda e, p: e.between(["a"], seeds=[0]), "got 1 and 1"),
     (lambda e, p: e.between(["a", "b", "c"], seeds=[0, 1]), "got 3 and 2"), (lambda e, p: e.between(["a", "b"], seeds=3), "a list of whole.*got 3"),
-    (lambda e, p: e.between(["a", "b"], frames=0), "frames"),
+    (lambda e, p: e.between(["a", "b"], frames=0), "frames"), (lambda e, p: e.outpaint(p, "a"), "outpaint needs a margin above 0"),
+    (lambda e, p: e.outpaint(p, "a", left=2.5), "left should be a whole number between -15 and 64, got 2.5"),
+    (lambda e, p: e.outpaint(p, "a", left=-9, right=-9, top=1), "left and right cut off all 16 pixels, got -9 and -9"),
+    (lambda e, p: e.variations(p, "a", count=0), "count should be"), (lambda e, p: e.variations(p, "a", strength=-1), "strength should be"),
 ])
 def test_wrong_calls_are_named(editor, picture, call, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises((InputError, DataError), match=words):
         call(editor, picture)
 
 
@@ -111,8 +149,11 @@ def test_the_example_edits_a_file_a_sheet_and_a_way(editor, picture, tmp_path, c
     given = [EXAMPLES / "image" / "edit.py", "--painter", editor.painter.name, "--out"]
     run(*given, tmp_path / "b.png", tmp_path / "a.png", PROMPTS[0], "--mask", tmp_path / "mask.png")
     run(*given, tmp_path / "sheet.png")
+    run(*given, tmp_path / "more.png", tmp_path / "a.png", PROMPTS[0], "--beyond", "4", "0", "-4", "0")
+    run(*given, tmp_path / "row.png", tmp_path / "a.png", PROMPTS[0], "--variations", "3")
     run(*given, tmp_path / "way.gif", "--between", *PROMPTS, "--frames", "2")
-    assert [Image.open(tmp_path / name).size for name in ("b.png", "sheet.png", "way.gif")] == [(16, 16), (6 * 20, 16), (16, 16)]
+    sizes = {"b.png": (16, 16), "sheet.png": (6 * 20, 16), "way.gif": (16, 16), "more.png": (16, 16), "row.png": (3 * 20, 16)}
+    assert {name: Image.open(tmp_path / name).size for name in sizes} == sizes
     with pytest.raises(SystemExit):
         run(*given, tmp_path / "c.png", tmp_path / "a.png")
     assert "Give a prompt behind it" in capsys.readouterr().err

@@ -22,8 +22,8 @@ from textgen.families import KNOWN
 
 KINDS = list(OPENERS)
 DECLARED = {"CausalLM": "a causal language model", "TextToImage": "a painter", "GAN": "a GAN",
-            "Diffusion": "a diffusion model of pictures", "Codec": "a codec", "TextToSpeech": "a speaker",
-            "Captioner": "a reader of pictures"}
+            "Diffusion": "a diffusion model of pictures", "ControlledTextToImage": "a painter led by lines", "Codec": "a codec",
+            "TextToSpeech": "a speaker", "Captioner": "a reader of pictures"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def folders():
 
 @pytest.fixture(params=KINDS)
 def folder(request, folders):
-    """One of the seven, put back as it was afterwards."""
+    """One of them, put back as it was afterwards."""
     with kept(folders / request.param) as place:
         yield place
 
@@ -164,6 +164,8 @@ IMPOSSIBLE = {
                       "thresholding": (True,), "_class_name": ("PNDMScheduler", [])},
                   "transformer/config.json": {"num_layers": (10 ** 6, 0), "patch_size": (0, 3), "sample_size": (10 ** 9,),
                                               "num_embeds_ada_norm": (0, "x"), "attention_head_dim": (0, "x"), "norm_type": ("ada_norm_single",)}},
+    "ControlledTextToImage": {"config.json": {"copied": (0, -1, 3, 300, "x"), "stem": (0, 10 ** 9, 6, None)},
+                              "painter/transformer/config.json": {"num_layers": (10 ** 6, 0), "patch_size": (0, 3), "sample_size": (10 ** 9,)}},
     "Codec": {"config.json": {"hop": (0, -128, 300), "sample_rate": (0, "x"), "width": (20000, 0, -8), "kernel": (0, 4), "window": (0,),
                               "encoder_blocks": (10 ** 6,), "quantize.codes": (10 ** 9, 0), "quantize.books": (10 ** 6, 1), "mels": (0, None)}},
     "TextToSpeech": {"config.json": {"model.transformer.layers": (10 ** 6, 0), "model.codes": (10 ** 9,), "model.words": ([], ["yes", "yes"]),
@@ -309,6 +311,8 @@ SIZES = {                                                        # what the shap
     "GAN": {"config.json": "picture_channels blocks latent attention"},
     "Diffusion": {"transformer/config.json": "in_channels num_layers patch_size num_attention_heads out_channels num_embeds_ada_norm",
                   "vae/config.json": "layers_per_block latent_channels in_channels"},
+    "ControlledTextToImage": {"config.json": "copied stem",
+                              "painter/transformer/config.json": "in_channels num_layers patch_size num_attention_heads caption_channels"},
     "Codec": {"config.json": "window width encoder_blocks decoder_blocks kernel expansion quantize.width quantize.books quantize.codes"},
     "TextToSpeech": {"config.json": "model.books model.codes model.transformer.width model.transformer.layers model.transformer.mlp.width",
                      "codec/config.json": "width encoder_blocks kernel quantize.width quantize.books quantize.codes"},

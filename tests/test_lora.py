@@ -9,12 +9,13 @@ from gencore.attention import AttentionConfig
 from gencore.check import CheckpointError, ConfigError, InputError
 from gencore.data import Batches
 from gencore.layers import MLPConfig, NormConfig
+from gencore.lora import BASE
 from gencore.positions import RotaryConfig
 from gencore.train import Run, TrainConfig, fit
 from gencore.transformer import TransformerConfig
 from textgen import CausalLM
 from textgen.conversations import Packed, packed_loss
-from textgen.lora import BASE, LoRA
+from textgen.lora import LoRA
 from textgen.model import CausalLMConfig
 
 LLAMA = CausalLMConfig(vocab=40, context=32, transformer=TransformerConfig(
@@ -35,7 +36,7 @@ def saved(folder, cfg=LLAMA, seed=0):
 def moved(lora):
     """The adapter as if it had learnt something."""
     with torch.no_grad():
-        for A, B in lora.matrices().values():
+        for A, B in lora.adapter.matrices().values():
             A.normal_()
             B.normal_(std=0.1)
     lora.lm.eval()
@@ -63,7 +64,7 @@ def test_peft_opens_the_adapter_with_the_same_logits(cfg, targets, tmp_path):
     assert (logits(lora.lm) - logits(lm)).abs().max() > 0.01
     torch.testing.assert_close(logits(lora.lm), in_peft(tmp_path / "base", tmp_path / "adapter"), rtol=1e-5, atol=1e-5)
     again = LoRA.from_pretrained(lm, tmp_path / "adapter")
-    assert again.ranks == lora.ranks                                                     # the shared A is found again
+    assert again.adapter.ranks == lora.adapter.ranks                                                     # the shared A is found again
     torch.testing.assert_close(logits(again.lm), logits(lora.lm), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logits(lora.merged()), logits(lora.lm), rtol=1e-5, atol=1e-5)
 
@@ -83,7 +84,7 @@ def test_an_adapter_from_peft_comes_here_and_goes_back(rslora, tmp_path):
     lora = LoRA.from_pretrained(lm, tmp_path / "adapter")
     with torch.no_grad():
         torch.testing.assert_close(logits(lora.lm), theirs(IDS).logits, rtol=1e-5, atol=1e-5)
-    assert lora.ranks["transformer.blocks.0.attention.qkv"] == 4                         # two of rank 2, as blocks
+    assert lora.adapter.ranks["transformer.blocks.0.attention.qkv"] == 4                         # two of rank 2, as blocks
     lora.save_pretrained(tmp_path / "back")
     torch.testing.assert_close(in_peft(tmp_path / "base", tmp_path / "back"), logits(lora.lm), rtol=1e-5, atol=1e-5)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gencore.pictures import read_picture
 from imagegen.data import on_white, square
 
 RAMP = np.tile(np.linspace(0, 1, 32), (32, 1))               # black on the left, white on the right
@@ -21,7 +22,7 @@ def test_a_ramp_of_any_depth_stays_one(picture):
     if picture.mode in ("L", "I;16", "P"):                    # what PNG holds
         raw = io.BytesIO()
         picture.save(raw, "PNG")
-        assert np.abs(on_white(raw.getvalue(), 32).mean((0, 2)) / 255 - RAMP[0]).max() < 0.02
+        assert np.abs(on_white(read_picture(raw, "ramp"), 32).mean((0, 2)) / 255 - RAMP[0]).max() < 0.02
 
 
 def test_transparent_places_are_white():

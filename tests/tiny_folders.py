@@ -12,9 +12,10 @@ from gencore.quantize import QuantizeConfig
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.tokenizer import train_bpe
 from gencore.transformer import TransformerConfig
-from imagegen import GAN, Diffusion, TextToImage
+from imagegen import GAN, ControlledTextToImage, Diffusion, TextToImage
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.class_dit import ClassDiT, ClassDiTConfig
+from imagegen.control import Control, ControlConfig
 from imagegen.dit import DiT, DiTConfig
 from imagegen.gan import GANConfig, Generator
 from imagegen.text_to_image import Painter
@@ -25,7 +26,7 @@ from textgen import CausalLM
 from textgen.model import CausalLMConfig
 
 STACK = TransformerConfig(width=16, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(24, True, "silu"), rotary=RotaryConfig())
-OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, GAN, Diffusion, Codec, TextToSpeech, Captioner)}
+OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, GAN, Diffusion, ControlledTextToImage, Codec, TextToSpeech, Captioner)}
 
 
 def novelist():
@@ -47,6 +48,11 @@ def gan():
 def diffusion():
     denoiser = ClassDiT(ClassDiTConfig(channels=3, out_channels=6, size=4, width=8, layers=2, heads=2, classes=2))
     return Diffusion(denoiser, Autoencoder(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8)), labels=("left", "right"))
+
+
+def controlled():
+    inside = painter()
+    return ControlledTextToImage(inside, Control.beside(ControlConfig(copied=1, stem=4), inside.painter))
 
 
 def lively_painter(prompts):
@@ -78,6 +84,6 @@ def reader():
 
 def save_all(place):
     """Writes place / CausalLM, place / TextToImage, ... : folders named after the class that opens them."""
-    for name, make in zip(OPENERS, (novelist, painter, gan, diffusion, codec, speaker, reader)):
+    for name, make in zip(OPENERS, (novelist, painter, gan, diffusion, controlled, codec, speaker, reader)):
         torch.manual_seed(0)
         make().save_pretrained(place / name)

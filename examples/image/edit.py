@@ -1,8 +1,10 @@
-"""Edits pictures by words, with a painter that ships or is yours: the whole picture, a part of it, or the way from one to another.
+"""Edits pictures by words, with a painter that ships or is yours: the whole picture, a part of it, more of it, or the way from one to another.
 
     python examples/image/edit.py                                                      a sheet of edits of pictures that it draws first: runs/edit.png
     python examples/image/edit.py face.png "crying face, noto style" --strength 0.6    your picture, as far from it as the strength says
     python examples/image/edit.py face.png "cowboy hat face, noto style" --mask top.png                only where the mask is white
+    python examples/image/edit.py face.png "grinning face, noto style" --beyond 16 0 0 0             more of it: pixels left, top, right, bottom
+    python examples/image/edit.py face.png "grinning face, noto style" --variations 5            others like it, in a row
     python examples/image/edit.py --between "red apple" lemon --frames 12              a GIF that goes from one to the other
 
 The painter knows digits and emoji at 64x64; a picture of another size is brought to it, on white."""
@@ -27,6 +29,8 @@ def main():
     parser.add_argument("picture", nargs="?", type=Path, help="a picture file (default: one that is drawn)")
     parser.add_argument("prompt", nargs="?", help="what it should become")
     parser.add_argument("--mask", type=Path, help="a picture of the same size, white where it is drawn anew")
+    parser.add_argument("--beyond", nargs=4, type=int, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="margins that are drawn; below 0: cut off")
+    parser.add_argument("--variations", type=int, metavar="COUNT", help="so many pictures like it")
     parser.add_argument("--strength", type=float, help="how much may change, 0 to 1 (default 0.6, with a mask 1)")
     parser.add_argument("--between", nargs="+", metavar="PROMPT", help="two prompts or more: a GIF that leads through them")
     parser.add_argument("--frames", type=int, default=8, help="of each part of that way (default 8)")
@@ -42,10 +46,21 @@ def main():
     elif args.picture:
         if args.prompt is None:
             raise InputError(f'what should {args.picture} become? Give a prompt behind it, such as "crying face, noto style"')
-        editor(args.picture, args.prompt, strength=args.strength, mask=args.mask, seed=args.seed).save(out)
+        edited(editor, args).save(out)
     else:
         sheet(editor, args.seed).save(out)
     print(f"wrote {out}")
+
+
+def edited(editor, args):
+    """The picture that was given, as the arguments say."""
+    if args.beyond:
+        left, top, right, bottom = args.beyond
+        return editor.outpaint(args.picture, args.prompt, left=left, top=top, right=right, bottom=bottom, seed=args.seed)
+    if args.variations is not None:
+        strength = 0.6 if args.strength is None else args.strength
+        return row(editor.variations(args.picture, args.prompt, count=args.variations, strength=strength, seed=args.seed))
+    return editor(args.picture, args.prompt, strength=args.strength, mask=args.mask, seed=args.seed)
 
 
 def sheet(editor, seed):
@@ -59,10 +74,15 @@ def sheet(editor, seed):
             mask = np.zeros(face.size[::-1], bool)
             mask[round(rows[0] * face.height):round(rows[1] * face.height)] = True
         pictures.append(editor(face, prompt, strength=strength, mask=mask, seed=seed))
-    whole = Image.new("RGB", (len(pictures) * (face.width + 4), face.height), "white")
+    print("\n".join(name for name, _ in SHEET))
+    return row(pictures)
+
+
+def row(pictures):
+    """PIL pictures side by side."""
+    whole = Image.new("RGB", (len(pictures) * (pictures[0].width + 4), pictures[0].height), "white")
     for i, picture in enumerate(pictures):
-        whole.paste(picture, (i * (face.width + 4), 0))
-        print(SHEET[i][0])
+        whole.paste(picture, (i * (picture.width + 4), 0))
     return whole
 
 

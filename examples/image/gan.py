@@ -74,6 +74,10 @@ def pictures_of(args, cfg):
     rows = image_folder(args.data, args.split, text=None)
     if "label" not in rows.columns:
         raise DataError(f"{args.data} has no classes: put the pictures of each class into a subfolder, or give parquet with a column label")
+    if (unsaid := [name for name, label in zip(rows.names, rows.column("label")) if label is None]):
+        raise DataError(f"{unsaid[0]} has no label ({len(unsaid)} such in all): give it one, or take it out of the data")
+    if len(rows) < 2:
+        raise DataError(f"{args.data} holds one picture: give at least two, since of one nothing but a copy is learnt")
     found = [str(label) for label in rows.column("label")]
     names = tuple(sorted(set(found)))
     pixels = torch.stack([in_colours(square(row["image"], cfg.size), cfg) for row in rows])
