@@ -261,8 +261,10 @@ def read_shift(path):
 def check_parts(folder, painter, tokenizer):
     """CheckpointError unless each part takes what the one before it gives."""
     words, drawn, vae = painter.text_encoder.cfg, painter.transformer.cfg, painter.autoencoder.cfg
+    if vae.shift:
+        raise CheckpointError(f"{folder / 'vae' / 'config.json'}: shift_factor should be 0, PixArtAlphaPipeline knows no other, "
+                              f"got {vae.shift}")
     for what, given, taken in (("ids of the tokenizer", len(tokenizer), min(len(tokenizer), words.vocab)),
-                               ("shift_factor, of which PixArtAlphaPipeline knows nothing", vae.shift, 0.0),
                                ("width of the text encoder's states (d_model, caption_channels)", words.width, drawn.captions),
                                ("channels of the latents (in_channels, latent_channels)", drawn.channels, vae.latent)):
         if given != taken:
