@@ -60,9 +60,7 @@ def train_autoencoder(model, data, config, *, run):
 
     batches = CaptionedBatches(data, config.batch, config.seed, lambda rows, rng: {"pixels": data.pixels[rows]})
     model = fit(model.to(memory_format=torch.channels_last), loss, batches, config, run=run).eval()
-    latents = encode_all(model, data.pixels[data.draw(1024, np.random.default_rng(config.seed))])
-    model.standardise(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
-    return model.requires_grad_(False)
+    return standardised(model, data.pixels[data.draw(1024, np.random.default_rng(config.seed))]).requires_grad_(False)
 
 
 def train_prompts(model, tokenizer, data, config, *, run):
@@ -146,6 +144,13 @@ def train_decoder(autoencoder, data, config, *, run):
 
 
 # ---- made once ----
+
+def standardised(autoencoder, pixels):
+    """The Autoencoder, its latents of these pictures brought to mean 0 and spread 1."""
+    latents = encode_all(autoencoder, pixels)
+    autoencoder.standardise(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    return autoencoder
+
 
 @torch.no_grad()
 def encode_all(autoencoder, pixels):
