@@ -77,6 +77,9 @@ def disturbed(pictures, generator):
 def train_judge(judge, pixels, labels, *, steps, batch=64, augment=True, seed=0):
     """pixels (N,C,H,W) uint8 as the judge reads them, labels (N,) long -> the judge, in eval mode. Prints its loss now and then."""
     torch.manual_seed(seed)
+    for module in judge.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()                                                   # the same judge, whatever was drawn before it was made
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)

@@ -111,7 +111,7 @@ def _share_inside(rows, of, k):
 
 
 def copies(made, held_out, train, *, tail=0.01):
-    """made (N,D), held_out (M,D), train (L,D) -> Copies: is what is made nearer to the training pictures than real pictures are that were not trained on?
+    """made (N,D), held_out (M,D), train (L,D) -> Copies: is what is made nearer to the training pictures than real ones are that were kept from them?
 
     `nearer` is the share of pairs of a made and a held-out picture in which the made one has the nearer nearest training picture, ties as a half:
     Mann and Whitney's U over N M (Meehan et al. 2020, "A non-parametric test to detect data-copying in generative models"). A few copies among

@@ -1,4 +1,4 @@
-"""imagegen/evaluate.py: figures of sets against closed forms, scipy, loops over every pair and small cases by hand; parts of any size, wrong input."""
+"""imagegen/evaluate.py: figures of sets against closed forms, scipy, loops over pairs and small cases by hand; parts of any size, wrong input."""
 import itertools
 import math
 
@@ -8,7 +8,16 @@ import torch
 
 from gencore.check import InputError
 from imagegen import evaluate
-from imagegen.evaluate import classification_accuracy, copies, discrepancy, frechet_distance, kernel_distance, modes, nearest_distances, precision_and_recall
+from imagegen.evaluate import (
+    classification_accuracy,
+    copies,
+    discrepancy,
+    frechet_distance,
+    kernel_distance,
+    modes,
+    nearest_distances,
+    precision_and_recall,
+)
 
 
 def normal(rows, width, seed, *, scale=1.0, shift=0.0):
@@ -183,7 +192,7 @@ def test_wrong_input_is_named():
                         (lambda: nearest_distances(good, good, k=6), "k should be a whole number between 1 and 5"),
                         (lambda: copies(good, good, good, tail=2), "tail should be between"),
                         (lambda: kernel_distance(good, good, subset=1), "subset should be a whole number of at least 2"),
-                        (lambda: classification_accuracy(None, (good, torch.zeros(4)), (good, torch.zeros(5))), "made should be pictures and as many"),
+                        (lambda: classification_accuracy(None, (good, torch.zeros(4)), (good, torch.zeros(5))), "made should be pictures and as"),
                         (lambda: modes(torch.tensor([8]), 8), "from 0 to 7")]:
         with pytest.raises(InputError, match=words):
             call()
