@@ -18,9 +18,24 @@ class DigitJudge(nn.Module):
             nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(),
             nn.Dropout(0.3), nn.Linear(64 * 49, 10))
 
-    def forward(self, pictures):
+    def ink(self, pictures):
+        """-> (B,1,28,28) in [0,1], 1 where the pen was."""
         ink = (1 - pictures.clamp(-1, 1).mean(1, keepdim=True)) / 2
-        return self.layers(F.avg_pool2d(ink[:, :, 4:60, 4:60], 2))
+        return F.avg_pool2d(ink[:, :, 4:60, 4:60], 2)
+
+    def forward(self, pictures):
+        return self.layers(self.ink(pictures))
+
+    def features(self, pictures):
+        """-> (B,576): what the last layer sees, 64 maps of 7x7, averaged to 3x3."""
+        return F.avg_pool2d(self.layers[:11](self.ink(pictures)), 3, stride=2).flatten(1)
+
+
+class BareDigitJudge(DigitJudge):
+    """pictures (B,1,32,32) in [-1,1], white on black as MNIST has them -> logits (B,10); the margin is cut off."""
+
+    def ink(self, pictures):
+        return (pictures[:, :, 2:30, 2:30].clamp(-1, 1) + 1) / 2
 
 
 class EmojiJudge(nn.Module):
@@ -60,8 +75,11 @@ def disturbed(pictures, generator):
 
 
 def train_judge(judge, pixels, labels, *, steps, batch=64, augment=True, seed=0):
-    """pixels (N,3,64,64) uint8, labels (N,) long -> the judge, in eval mode. Prints its loss now and then."""
+    """pixels (N,C,H,W) uint8 as the judge reads them, labels (N,) long -> the judge, in eval mode. Prints its loss now and then."""
     torch.manual_seed(seed)
+    for module in judge.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()                                                   # the same judge, whatever was drawn before it was made
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -91,5 +109,11 @@ def kept_judge(judge, place, examples, **training):
 
 @torch.no_grad()
 def verdicts(judge, pictures):
-    """pictures (N,3,64,64) in [-1,1] -> best label (N,)."""
+    """pictures (N,C,H,W) in [-1,1] -> best label (N,)."""
     return torch.cat([judge(part).argmax(1) for part in pictures.split(200)])
+
+
+@torch.no_grad()
+def features_of(judge, pictures):
+    """pictures (N,C,H,W) in [-1,1] -> the judge's features (N,D)."""
+    return torch.cat([judge.features(part) for part in pictures.split(200)])

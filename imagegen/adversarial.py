@@ -67,11 +67,11 @@ def frozen(critic, pictures, *given):
     return torch.func.functional_call(critic, {name: p.detach() for name, p in critic.named_parameters()}, (pictures, *given))
 
 
-def adam(model, config):
-    """Adam without momentum: where two sides move, yesterday's direction is wrong today."""
+def adam(model, config, *, betas=(0.0, 0.99)):
+    """Adam without momentum: where two sides move, yesterday's direction is wrong today. (DCGAN had betas of 0.5 and 0.999.)"""
     parameters = [p for p in model.parameters() if p.requires_grad]
     group = {"params": parameters, "weight_decay": config.weight_decay, "peak": config.lr}
-    return Optimizers([torch.optim.AdamW([group], lr=config.lr, betas=(0.0, 0.99), eps=1e-8, fused=True)])
+    return Optimizers([torch.optim.AdamW([group], lr=config.lr, betas=betas, eps=1e-8, fused=True)])
 
 
 class StackedBatches(LabelledBatches):
