@@ -16,6 +16,7 @@ from imagegen.autoencoder import Autoencoder, picture_loss
 from imagegen.autoencoder import rebuilt as rebuilt_by_kl
 from imagegen.data import to_unit
 from imagegen.labelled import LabelledBatches
+from imagegen.training import first_of
 from imagegen.vq_autoencoder import rebuilt as rebuilt_by_codes
 
 # ---- what a network sees ----
@@ -125,8 +126,3 @@ def psnr(autoencoder, pixels):
         made = autoencoder.decode(first_of(autoencoder.encode(to_unit(part)))).clamp(-1, 1)
         errors.append((made - to_unit(part)).square().mean((1, 2, 3)))
     return float((10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10))).mean())
-
-
-def first_of(encoded):
-    """What `encode` gives -> what `decode` takes: the mean of (mean, log-variance), or the codes."""
-    return encoded[0] if isinstance(encoded, tuple) else encoded

@@ -155,7 +155,12 @@ def standardised(autoencoder, pixels):
 @torch.no_grad()
 def encode_all(autoencoder, pixels):
     """pixels (N,3,S,S) uint8 -> mean latents (N,C,h,w)."""
-    return torch.cat([autoencoder.encode(to_unit(part))[0] for part in pixels.split(64)])
+    return torch.cat([first_of(autoencoder.encode(to_unit(part))) for part in pixels.split(64)])
+
+
+def first_of(encoded):
+    """What the `encode` of any autoencoder gives -> what its `decode` takes: the mean of (mean, log-variance), latents, or codes."""
+    return encoded[0] if isinstance(encoded, tuple) else encoded
 
 
 @torch.no_grad()

@@ -13,11 +13,13 @@ from gencore.check import ConfigError, DataError
 from gencore.diffusion import min_snr, target
 from gencore.positions import grid_positions
 from imagegen import Diffusion
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.class_dit import ClassDiT, ClassDiTConfig
-from imagegen.class_training import Lesson, check_lesson, denoising_loss, variance_loss
+from imagegen.class_training import Lesson, check_lesson, denoising_loss, latents_of, variance_loss
 from imagegen.diffusion import none_of
 from imagegen.labelled import Labelled, LabelledBatches, digit_pictures, labelled_pictures
 from imagegen.schedule import Schedule
+from imagegen.tiny_autoencoder import passes_through
 from imagegen.unet import UNet, UNetConfig
 from tests.scripts import EXAMPLES, run
 
@@ -134,8 +136,10 @@ def learnt(model, data, schedule, steps, folder):
                LabelledBatches(data.pixels, data.labels, 16, 0), config, run=Run(folder, progress=False))
 
 
-@pytest.mark.parametrize("network, schedule", [(lambda: UNet(UNET), SCHEDULES[4]), (lambda: ClassDiT(DIT), SCHEDULES[2]),
-                                               (lambda: UNet(UNET), SCHEDULES[-1])], ids=["unet-flow", "dit-v", "unet-edm"])
+@pytest.mark.parametrize("network, schedule", [
+    pytest.param(lambda: UNet(UNET), SCHEDULES[4], id="unet-flow"), pytest.param(lambda: ClassDiT(DIT), SCHEDULES[2], id="dit-v"),
+    pytest.param(lambda: UNet(UNET), SCHEDULES[-1], id="unet-edm", marks=pytest.mark.slow),
+    pytest.param(lambda: UNet(UNET), SCHEDULES[0], id="unet-noise", marks=pytest.mark.slow)])
 def test_it_learns_two_classes_by_name(network, schedule, tmp_path):
     torch.manual_seed(0)
     model = learnt(network(), sides(), schedule, 150, tmp_path / "run")
@@ -175,6 +179,16 @@ def test_digits_are_dark_on_white_and_part_without_overlap():
     assert len(held) == 180 and len(learn) + len(held) == 1797 and learn.plain().names == ()
     with pytest.raises(DataError, match="1 picture can't be parted"):
         Labelled(digits.pixels[:1], digits.labels[:1]).apart(0.1)
+
+
+def test_latents_are_those_that_the_autoencoder_decodes_whichever_it_is():
+    torch.manual_seed(0)
+    digits = digit_pictures(8).pixels[:70]
+    for autoencoder in (Autoencoder(AutoencoderConfig((4, 8), latent=2, groups=2, picture_channels=1, scaling=0.5)), passes_through(1)):
+        latents = latents_of(autoencoder, digits)
+        decoded = autoencoder.decode(latents / autoencoder.cfg.scaling)
+        assert len(latents) == 70 and decoded.shape == digits.shape
+    torch.testing.assert_close(decoded, digits / 127.5 - 1, atol=1e-3, rtol=0)                        # handed through
 
 
 # ---- the example ----

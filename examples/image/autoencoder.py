@@ -24,12 +24,12 @@ from gencore.check import ConfigError, command
 from gencore.config import override
 from imagegen.adversarial import adam
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
-from imagegen.autoencoder_training import Finish, PatchCritic, finish_loss, first_of, psnr, train_tower
+from imagegen.autoencoder_training import Finish, PatchCritic, finish_loss, psnr, train_tower
 from imagegen.data import grid, to_pil, to_unit
 from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.vq_model import VQ_MODEL
 from imagegen.labelled import LabelledBatches, digit_pictures, labelled_pictures
-from imagegen.training import standardised
+from imagegen.training import first_of, standardised
 from imagegen.vq_autoencoder import VQAutoencoder, VQAutoencoderConfig
 
 

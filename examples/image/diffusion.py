@@ -46,10 +46,10 @@ class Plan:
     autoencoder: str | None = None                                     # folder of one; None: in pixels
     schedule: Schedule = Schedule("flow", "velocity", "dpm_solver")
     lesson: Lesson = Lesson()
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, batch=16, lr=2e-3, warmup=50, decay=0.5, weight_decay=0.01,
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000, batch=16, lr=2e-3, warmup=50, decay=0.5, weight_decay=0.01,
                                                                    ema=0.995, precision="auto", eval_every=250))
-    shown: int = 10                                                    # pictures of a class in the grids
-    steps: int = 20                                                    # calls of the network for each
+    shown: int = 8                                                     # pictures of a class in the grids
+    steps: int = 16                                                    # calls of the network for each
     guidance: float = 1.5                                              # of the grids, where there are classes
 
 
@@ -75,9 +75,9 @@ def main():
     batches = LabelledBatches(seen["values"], data.labels, plan.train.batch, plan.train.seed, name=seen["name"])
 
     def sample(model, folder, step):
-        numbers = torch.arange(len(data.names) or 1).repeat_interleave(plan.shown)
-        drawn = Diffusion(model, autoencoder, labels=data.names, schedule=plan.schedule).draw(
-            numbers, range(len(numbers)), steps=plan.steps, guidance=plan.guidance if none is not None else 1.0)
+        asked = [number for number in range(len(data.names) or 1) for _ in range(plan.shown)] if model.cfg.classes else plan.shown
+        drawn = Diffusion(model, autoencoder, labels=data.names, schedule=plan.schedule)(
+            asked, steps=plan.steps, guidance=1.0 if none is None else plan.guidance, seed=0, output_type="pt", progress=False) * 2 - 1
         to_pil(grid(drawn.expand(-1, 3, -1, -1), plan.shown)[None])[0].save(folder / f"{step:06d}.png")
 
     words = {"title": args.out.name, "Data": f"{len(data)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
