@@ -15,27 +15,18 @@ alarms: share of the assistant's turns in booking conversations where it says so
 import argparse
 import json
 import random
-import re
 from collections import Counter
-from itertools import takewhile
 from pathlib import Path
 
 import torch
 
 from gencore.check import command
-from gencore.choose import Sampling
 from gencore.recipe import versions
 from textgen import Chat
+from textgen.confirmations import SERVICES, confirm, confirmations, holds
 from textgen.conversations import read_conversations
-from textgen.slots import slots
-from textgen.text import Settings, run
 
 RESULTS = Path(__file__).parent / "results" / "chat.json"
-SERVICES = {"Restaurants", "Hotels", "RideSharing"}
-BOOKING = re.compile(r"\b(?:tables?|reserv\w+|restaurant|hotel|rooms?|house|stay\w*|rides?|cab|taxi)\b", re.IGNORECASE)
-OTHERS = re.compile(r"\b(?:pick\w*.?up|drop\w*|rent\w*|insurance|SUV|sedan|hatchback|tickets?|bus|appointment|play\w*|song|movie|flights?|train|"
-                    r"event|visit|property)\b", re.IGNORECASE)               # a conversation may go on to another service
-
 
 @command
 def main():
@@ -71,34 +62,12 @@ def chosen(items, limit):
     return random.Random(0).sample(items, min(limit, len(items)))
 
 
-def confirmations(rows):
-    """Rows -> [(messages before it, the people's turn, its slots)] of every turn that asks to confirm a booking."""
-    found = []
-    for row in rows:
-        if row["source"] != "sgd" or not SERVICES & set(row["topic"].split(", ")):
-            continue
-        for place, message in enumerate(row["messages"]):
-            before = row["messages"][:place]
-            text = message["content"]
-            asks = re.search(r"\bconfirm\b", text, re.IGNORECASE) and BOOKING.search(text) and not OTHERS.search(text)
-            if message["role"] == "assistant" and place > 5 and asks:
-                said = "\n".join(each["content"] for each in before)
-                kept = [slot for slot in slots(text) if holds(said, slot)]
-                if kept:
-                    found.append((before, text, sorted(kept)))
-    return found
-
-
-def holds(text, slot):
-    """Whether these words are in the text, as whole words, in capitals or not."""
-    return re.search(rf"(?<!\w){re.escape(slot)}(?!\w)", text, re.IGNORECASE) is not None
-
-
 def slots_kept(chat, rows, limit):
     """-> shares of the slots kept, of the turns that kept all of theirs, without the first words, and of the floor; some turns, to look at."""
-    turns, shown, sums = chosen(confirmations(rows), limit), [], Counter()
+    talks = [row["messages"] for row in rows if row["source"] == "sgd" and SERVICES & set(row["topic"].split(", "))]
+    turns, shown, sums = chosen([turn for talk in talks for turn in confirmations(talk)], limit), [], Counter()
     for before, theirs, wanted in turns:
-        mine, free, blind = opened(chat, before, theirs), str(chat(before, temperature=0)), opened(chat, before[-1:], theirs)
+        (mine,), free, (blind,) = confirm(chat, before, theirs), str(chat(before, temperature=0)), confirm(chat, before[-1:], theirs)
         hits = [slot for slot in wanted if holds(mine, slot)]
         sums.update(slots=len(wanted), kept=len(hits), whole=len(hits) == len(wanted))
         sums.update(free=sum(holds(free, slot) for slot in wanted), floor=sum(holds(blind, slot) for slot in wanted))
@@ -106,15 +75,6 @@ def slots_kept(chat, rows, limit):
     share = lambda name: round(sums[name] / sums["slots"], 4)
     return {"turns": len(turns), "slots": sums["slots"], "kept": share("kept"), "turns_that_kept_all": round(sums["whole"] / len(turns), 4),
             "kept_free": share("free"), "floor": share("floor"), "examples": shown[:12]}
-
-
-def opened(chat, before, theirs):
-    """The model's turn when it begins with the people's words up to "confirm", or with "Please confirm" where those name a slot."""
-    lm, begun = chat.lm, theirs[:re.search("confirm", theirs, re.IGNORECASE).end()]
-    begun = "Please confirm" if slots(begun) else begun                                # nothing that counts is given away
-    ids = chat.fitted(before, lm.cfg.context - 128)[0] + lm.tokenizer.encode(begun)
-    steps = run(lm, [ids], Sampling(temperature=0), seeds=[0], settings=Settings(max_new_tokens=96, temperature=0.0))
-    return begun + lm.tokenizer.decode(list(takewhile(lambda token: token not in (*lm.cfg.eos, chat.end), (row[0] for row in steps))))
 
 
 def share_unknown(chat, conversations):

@@ -67,10 +67,16 @@ def disturbed(pictures, generator):
     matrix[:, :, 2] = torch.stack((draw(-0.12, 0.12), draw(-0.12, 0.12)), 1)
     moved = F.grid_sample(1 - pictures, F.affine_grid(matrix, pictures.shape, align_corners=False), align_corners=False)
     moved = 1 - moved                                                                   # the outside is white
-    blurred = F.interpolate(F.avg_pool2d(moved, 4), scale_factor=4.0, mode="bilinear")
-    mixed = torch.lerp(moved, blurred, draw(0, 1)[:, None, None, None])
+    return blurred(moved, generator)
+
+
+def blurred(pictures, generator):
+    """Pictures blurred, tinted and made noisy, each by an amount of its own."""
+    B = len(pictures)
+    soft = F.interpolate(F.avg_pool2d(pictures, 4), scale_factor=4.0, mode="bilinear")
+    mixed = torch.lerp(pictures, soft, torch.rand(B, 1, 1, 1, generator=generator))
     tint = torch.rand(B, 3, 1, 1, generator=generator) * 0.2 - 0.1
-    noise = torch.randn(mixed.shape, generator=generator) * draw(0, 0.15)[:, None, None, None]
+    noise = torch.randn(mixed.shape, generator=generator) * torch.rand(B, 1, 1, 1, generator=generator) * 0.15
     return (mixed + tint + noise).clamp(-1, 1)
 
 

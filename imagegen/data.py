@@ -59,7 +59,7 @@ def grid(pictures, columns, gap=2):
     return sheet
 
 
-# ---- the two shipped sources ----
+# ---- the shipped sources ----
 
 def emoji(folder, split="train", size=64):
     """Folder with <split>.parquet (image, style, name, keywords, concept, ...) -> Pictures on white."""
@@ -78,6 +78,13 @@ def digits(folder, split="train", size=64):
         ink = Image.open(io.BytesIO(row.pop("image")["bytes"])).convert("L").resize((inner, inner), Image.Resampling.BICUBIC)
         sheet[size // 16:size // 16 + inner, size // 16:size // 16 + inner] = 255 - np.asarray(ink)
     return Pictures(torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1), rows)
+
+
+def scenes(folder, split="train", size=64):
+    """Folder with <split>.parquet (image, captions: wordings of what is seen), as `python -m multimodal.scenes` writes it -> Pictures."""
+    rows = _parquet(folder, split, ("image", "captions"))
+    pixels = torch.from_numpy(np.stack([on_white(row.pop("image")["bytes"], size) for row in rows]))
+    return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), rows)
 
 
 def on_white(raw, size):
@@ -145,4 +152,6 @@ def emoji_caption(row, rng):
 
 def caption(row, rng):
     """Any row -> a caption."""
+    if "captions" in row:
+        return str(rng.choice(row["captions"]))
     return digit_caption(row["label"], rng) if "label" in row else emoji_caption(row, rng)

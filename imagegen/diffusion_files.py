@@ -35,6 +35,7 @@ def opened(name):
         schedule = to_schedule(read_json(folder / "scheduler" / "scheduler_config.json"))
     with naming(folder / "model_index.json"):
         labels = read_labels(index.get("id2label"))
+    coder = None if index.get(coder) in (None, [None, None]) else coder                   # no autoencoder: pixels
     denoiser, autoencoder = read_any(folder / networks), read_any(folder / coder) if coder else None
     with naming(folder / "model_index.json"):
         if not isinstance(denoiser, (ClassDiT, UNet)) or isinstance(autoencoder, (ClassDiT, UNet)):

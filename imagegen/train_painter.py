@@ -1,12 +1,14 @@
-"""Trains the painter that ships: handwritten digits and emoji, drawn from words.
+"""Trains the painter that ships: handwritten digits, emoji and scenes of coloured shapes, drawn from words.
 
-    python -m imagegen.train_painter --data FOLDER --out runs/painter          FOLDER holds mnist/train.parquet and emoji/train.parquet
+    python -m multimodal.scenes --out FOLDER/scenes                            FOLDER holds mnist/ and emoji/, each with train.parquet
+    python -m imagegen.train_painter --data FOLDER --out runs/painter
     python -m imagegen.train_painter --data FOLDER --out runs/painter --resume painting.steps=20000
-    python -m imagegen.train_painter --data FOLDER --out runs/longer --base painter        autoencoder and prompts stay, the transformer goes on
-    python -m imagegen.train_painter --data FOLDER --out runs/sharper --base painter --only decoder
+    python -m imagegen.train_painter --data FOLDER --out runs/longer --base painter                         the autoencoder stays, the rest goes on
+    python -m imagegen.train_painter --data FOLDER --out runs/whole --base painter --parts autoencoder,transformer
+    python -m imagegen.train_painter --data FOLDER --out runs/sharper --base painter --parts decoder        all else stays
 
-Three parts, each with its folder (loss.png, samples/, checkpoints/) under --out, each saying before it starts how long it will take. The folder
-for `TextToImage.from_pretrained` is OUT/transformer/model, and OUT/decoder/model after --only decoder."""
+Each part has its folder (loss.png, samples/, checkpoints/) under --out, and says before it starts how long it will take. The folder for
+`TextToImage.from_pretrained` is OUT/transformer/model, and OUT/decoder/model after --parts decoder."""
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,23 +23,28 @@ from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_to
 from gencore.train import Run, TrainConfig
 from imagegen.alignment import Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
-from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, to_pil, to_unit
+from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, scenes, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig
 from imagegen.emoji_names import COMMON
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
 from imagegen.training import Captioned, train_autoencoder, train_decoder, train_prompts, train_transformer
 
 SHOWN = ([f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" for name in COMMON[:200:9][:17]]
-         + [f"red apple, {style} style" for style in STYLES.values()])
-TONES, PEOPLE = ("light", "medium-light", "medium", "medium-dark", "dark"), ("man", "woman", "person")
+         + [f"red apple, {style} style" for style in STYLES.values()]
+         + ["a small red circle above a large blue square", "three green stars", "a yellow triangle left of a small black ring", "a pink cross"])
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+PARTS = ("autoencoder", "prompts", "transformer", "decoder")
+PEOPLE = ("man", "woman", "person")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run can be told by key=value."""
     noto: float = 4.0                                  # how often Noto's design is drawn to one of each other design
+    favour: float = 6.0                                # how often a common name is drawn to a rare one
     digits: int = 20000                                # of MNIST's pictures, the first
-    digit_share: float = 0.25                          # of each batch
+    digit_share: float = 0.15                          # of each batch
+    scene_share: float = 0.3                           # of each batch, where there are scenes
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(32, 32, 64, 96)))
     words: TextEncoderConfig = TextEncoderConfig()
     transformer: DiTConfig = DiTConfig()
@@ -56,51 +63,75 @@ def main():
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, such as painting.steps=20000")
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/")
     parser.add_argument("--out", type=Path, default=Path("runs/painter"))
-    parser.add_argument("--base", "--start", help="a painter to go on from, by name or folder: only its transformer is trained")
-    parser.add_argument("--only", choices=["decoder"], help="with --base: the decoder goes on alone, under latents that stay")
+    parser.add_argument("--base", help="a painter to go on from, by name or folder")
+    parser.add_argument("--parts", help=f"with --base: what goes on, of {','.join(PARTS)} (default: prompts,transformer); decoder goes alone")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_intermixed_args()
-    if args.only and not args.base:
-        parser.error("--only decoder needs --base: which painter's decoder should go on?")
+    if args.parts and not args.base:
+        parser.error("--parts needs --base: which painter's parts should go on?")
+    args.parts = args.parts.split(",") if args.parts else ["prompts", "transformer"]
+    if args.parts != ["decoder"] and ("transformer" not in args.parts or not set(args.parts) < set(PARTS)):
+        parser.error(f"--parts should hold transformer and some of {', '.join(PARTS[:2])}, or be decoder alone, got {','.join(args.parts)}")
     plan = override(Plan(), args.settings)
-    drawn = cached(args.out / "cache", "emoji", lambda: emoji(args.data / "emoji"))
-    written = cached(args.out / "cache", "mnist", lambda: digits(args.data / "mnist"))
-    written = Pictures(written.pixels[:plan.digits], written.rows[:plan.digits])
-    (sharpen if args.only else train)(plan, drawn, written, args)
+    sets = read(args.data, args.out / "cache", plan)
+    (sharpen if args.parts == ["decoder"] else train)(plan, sets, args)
 
 
-def train(plan, drawn, written, args):
-    """The parts, one after another; with --base the last two."""
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """What is learnt from: three lots of Pictures; there may be no scenes."""
+    emoji: Pictures
+    digits: Pictures
+    scenes: Pictures
+
+
+def read(folder, cache, plan):
+    """The data folder -> Sets."""
+    written = cached(cache, "mnist", lambda: digits(folder / "mnist"))
+    if (folder / "scenes").is_dir():
+        composed = scenes(folder / "scenes")
+    else:
+        print(f"{folder} has no scenes/ (multimodal.scenes writes them): emoji and digits alone")
+        composed = Pictures(torch.empty(0, 3, 64, 64, dtype=torch.uint8), [])
+    return Sets(cached(cache, "emoji", lambda: emoji(folder / "emoji")), Pictures(written.pixels[:plan.digits], written.rows[:plan.digits]), composed)
+
+
+def train(plan, sets, args):
+    """The parts, one after another; with --base those that are asked for."""
     def run(part, *, sample=None, export=None):
         return Run(args.out / part, args.resume, extend=True, card={"title": f"Painter: {part}"}, sample=sample, export=export)
 
     torch.manual_seed(0)
-    everything = captioned(drawn, written, 0.1)
-    if args.base:                                              # the picture tower did not ship: it learns anew what the words mean
+    everything = captioned(sets, digits=0.1, scenes=0.2)
+    if args.base:
         before = TextToImage.from_pretrained(args.base)
         painter, tokenizer = before.painter, before.tokenizer
         painter.transformer.requires_grad_(True)                # what is loaded is at rest
+        painter.text_encoder.requires_grad_(True)
+        parts = args.parts
+        painter.autoencoder.requires_grad_("autoencoder" in parts)
     else:
-        autoencoder = train_autoencoder(Autoencoder(plan.autoencoder), everything, plan.autoencoding, run=run("autoencoder"))
-        tokenizer = train_prompt_tokenizer(vocabulary(drawn), plan.words.vocab, length=32)
+        tokenizer = train_prompt_tokenizer(vocabulary(sets), plan.words.vocab, length=32)
         encoder = TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"]))
-        painter = Painter(DiT(plan.transformer), encoder, autoencoder)
+        painter = Painter(DiT(plan.transformer), encoder, Autoencoder(plan.autoencoder))
+        parts = ["autoencoder", "prompts", "transformer"]
+    if "autoencoder" in parts:
+        train_autoencoder(painter.autoencoder, everything, plan.autoencoding, run=run("autoencoder"))
     alignment = train_prompts(Alignment(painter.text_encoder, PictureTower()), tokenizer, everything, plan.prompts, run=run("prompts"))
 
     def sample(model, folder, step):
         pictures = TextToImage(model.painter, tokenizer).draw(SHOWN, range(len(SHOWN)), DrawSettings(steps=12))
-        to_pil(grid(pictures, 8)[None])[0].save(folder / f"{step:06d}.png")
+        to_pil(grid(pictures, 9)[None])[0].save(folder / f"{step:06d}.png")
 
-    chosen = drawn.where(lambda row: row["group"] != "Flags")
+    chosen = captioned(sets, digits=plan.digit_share, scenes=plan.scene_share, favour=plan.favour, noto=plan.noto, flags=False)
     export = lambda model: pipeline_files(model.painter, tokenizer, dtype=torch.bfloat16)
-    train_transformer(painter, alignment.tower, tokenizer, captioned(chosen, written, plan.digit_share, favour=6.0, noto=plan.noto),
-                      config=plan.painting, run=run("transformer", sample=sample, export=export))
+    train_transformer(painter, alignment.tower, tokenizer, chosen, config=plan.painting, run=run("transformer", sample=sample, export=export))
 
 
-def sharpen(plan, drawn, written, args):
+def sharpen(plan, sets, args):
     """A painter's decoder alone."""
     before = TextToImage.from_pretrained(args.base)
-    some = captioned(drawn.where(lambda row: row["group"] != "Flags"), written, 0.1, favour=2.0, noto=2.0)
+    some = captioned(sets, digits=0.1, scenes=0.2, favour=2.0, noto=2.0, flags=False)
     shown = to_unit(some.pixels[some.draw(24, np.random.default_rng(0))])
 
     def sample(model, folder, step):
@@ -112,29 +143,40 @@ def sharpen(plan, drawn, written, args):
     train_decoder(before.painter.autoencoder, some, plan.decoding, run=run)
 
 
-def captioned(drawn, written, digit_share, *, favour=1.0, noto=1.0):
-    """Emoji and digits as one set. A concept counts once, however many tones and genders it has; people, signs and flags count less.
+def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
+    """Sets -> Captioned. A concept counts once, however many tones and genders it has; people, signs and flags count less.
 
-    favour: how often a common name comes to a rare one; noto: how often that design comes to each other."""
-    rows = [*drawn.rows, *written.rows]
+    digits, scenes: their shares of a batch; favour: how often a common name comes to a rare one; noto: how often that design comes to each other."""
+    drawn = sets.emoji if flags else sets.emoji.where(lambda row: row["group"] != "Flags")
+    scenes = scenes if len(sets.scenes) else 0.0
     copies = Counter((row["concept"], row["style"]) for row in drawn.rows)
     less = {"People & Body": 0.35, "Symbols": 0.5, "Flags": 0.3}
     weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) * (noto if row["style"] == "noto" else 1.0)
                         / copies[row["concept"], row["style"]] for row in drawn.rows])
-    weights = np.concatenate((weights / weights.sum() * (1 - digit_share), np.full(len(written), digit_share / len(written))))
-    keys = [(row["concept"], row["gender"], row["skin_tone"], row["style"]) if "concept" in row else row["label"] for row in rows]
-    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    pixels, things = torch.cat((drawn.pixels, written.pixels)), torch.tensor([numbers[key] for key in keys])
-    return Captioned(pixels, lambda i, rng: caption(rows[i], rng), things, weights)
+    even = [np.full(len(part), share / max(1, len(part))) for part, share in ((sets.digits, digits), (sets.scenes, scenes))]
+    weights = np.concatenate((weights / weights.sum() * (1 - digits - scenes), *even))
+    rows = [*drawn.rows, *sets.digits.rows, *sets.scenes.rows]
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(map(thing, rows)))}
+    pixels = torch.cat((drawn.pixels, sets.digits.pixels, sets.scenes.pixels))
+    return Captioned(pixels, lambda i, rng: caption(rows[i], rng), torch.tensor([numbers[thing(row)] for row in rows]), weights)
 
 
-def vocabulary(drawn):
+def thing(row):
+    """A row -> what it shows: two pictures of one thing answer the same caption."""
+    if "captions" in row:
+        return row["captions"][0]
+    return (row["concept"], row["gender"], row["skin_tone"], row["style"]) if "concept" in row else row["label"]
+
+
+def vocabulary(sets):
     """Texts for the tokenizer: every name and keyword once or a few times, so that the words of things become tokens, not those of people."""
+    drawn = sets.emoji
     names = {row["concept"]: row["name"].split(":")[0] for row in drawn.rows if row["skin_tone"] == "none" and row["group"] != "Flags"}
     texts = [f"{name}, {style} style" for name in sorted(set(names.values())) for style in list(STYLES.values())[:2]]
     texts += [name for name in COMMON for _ in range(8)] + sorted({row["name"] for row in drawn.rows if row["group"] == "Flags"})
     texts += [wording.format(word=word, figure=i) for wording in DIGIT_WORDINGS for i, word in enumerate(DIGITS)]
     texts += [f"{tone} skin tone, {who}" for tone in TONES for who in PEOPLE for _ in range(20)]
+    texts += [text for row in sets.scenes.rows[:1000] for text in row["captions"][:1]]
     return texts + sorted({word for row in drawn.rows for word in row["keywords"] if row["group"] != "Flags"})
 
 

@@ -1,8 +1,8 @@
 """How a painter is trained from captioned pictures, in parts that `fit` runs one after another.
 
     autoencoder    pictures <-> latents, then standardised
-    prompts        the prompt encoder, contrastively against the pictures; frozen afterwards
-    transformer    flow matching on the latents, under the prompts' states
+    prompts        the prompt encoder, contrastively against the pictures
+    transformer    flow matching on the latents, under the prompts' states; the prompt encoder learns on with it
     decoder        goes on alone, if wanted: latents stay what the transformer knows, pictures get sharper
 
 examples/train_image.py does it for any folder, imagegen/train_painter.py for the painter that ships."""
@@ -80,7 +80,8 @@ def train_prompts(model, tokenizer, data, config, *, run):
 
 
 def train_transformer(painter, tower, tokenizer, data, *, config, run):
-    """Painter whose encoder and autoencoder are trained + Captioned -> the painter, its transformer trained."""
+    """Painter whose encoder and autoencoder are trained + Captioned -> the painter, its transformer trained and its encoder with it: names are learnt
+    by contrast, whose colour it is and what is above what by drawing."""
     length = tokenizer.config["model_max_length"]
     latents, places = encode_all(painter.autoencoder, data.pixels), places_of(tower, data.pixels)
 
@@ -89,8 +90,9 @@ def train_transformer(painter, tower, tokenizer, data, *, config, run):
         ids, keep, _ = encode_prompts(tokenizer, captions, length)
         return {"latents": latents[rows], "places": places[rows].float(), "ids": ids, "keep": keep}
 
+    painter.text_encoder.requires_grad_(True)
     fit(Learner(painter, places.shape[1]), transformer_loss, CaptionedBatches(data, config.batch, config.seed, columns), config, run=run)
-    return painter.eval()
+    return painter.eval().requires_grad_(False)
 
 
 class Learner(nn.Module):
@@ -117,8 +119,7 @@ class Learner(nn.Module):
 def transformer_loss(model, batch, generator, *, alignment=0.5):
     """Flow matching at levels with more noise than data, and half of one minus the likeness -> (sum, pictures)."""
     painter, latents = model.painter, batch["latents"]
-    with torch.no_grad():
-        prompt = Memory(painter.text_encoder(batch["ids"], batch["keep"]), batch["keep"])
+    prompt = Memory(painter.text_encoder(batch["ids"], batch["keep"]), batch["keep"])
     levels = logit_normal(len(latents), generator, mean=0.3).to(latents)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     losses = flow_loss(lambda x, t: painter.transformer(x, t, prompt), latents, noise, levels)

@@ -190,6 +190,19 @@ def test_a_scheduler_of_another_path_is_named(saved):
         saved("star", sampler=FlowMatchEulerDiscreteScheduler)
 
 
+@pytest.mark.parametrize("listed", [None, [None, None]])
+def test_without_an_autoencoder_it_is_in_pixels(listed, tmp_path):
+    model = Diffusion(tiny_dit(), labels=CLASSES)
+    model.save_pretrained(tmp_path / "m")
+    for path in [*(tmp_path / "m").rglob("digests.json"), *(tmp_path / "m" / "vae").iterdir()]:
+        path.unlink(missing_ok=True)
+    index = json.loads((tmp_path / "m" / "model_index.json").read_text())
+    (tmp_path / "m" / "model_index.json").write_text(json.dumps(index | {"vae": listed}))
+    opened = Diffusion.from_pretrained(tmp_path / "m")
+    assert opened.autoencoder is None
+    assert torch.equal(*(m("star", steps=2, guidance=2.0, seed=0, output_type="pt") for m in (opened, model)))
+
+
 def test_parts_in_each_others_places_are_named(saved, tmp_path):
     saved.save_pretrained(tmp_path / "m")
     for path in (tmp_path / "m").rglob("digests.json"):

@@ -3,17 +3,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import gencore
 from gencore import Run, TrainConfig
 from gencore.check import CheckpointError, ConfigError, InputError
 from imagegen.adversarial import Game, StackedBatches, drawn, first_loss, relativistic_loss, train_gan
+from imagegen.data import DIGITS
 from imagegen.dcgan import DCCritic, DCGenerator
 from imagegen.gan import GAN, Critic, GANConfig, Generator
 from imagegen.labelled import LabelledBatches
 from imagegen.walk import along_sphere, save_gif
 from tests.scripts import EXAMPLES, run
+
+GOLDEN_THREE = [[0.004, 0.151, 0.211, 0.004], [0.004, 0.172, 0.676, 0.075], [0.025, 0.664, 0.511, 0.007], [0.005, 0.2, 0.034, 0.001]]
+GOLDEN_SEVEN = [[0.002, 0.001, 0.008, 0.002], [0.006, 0.369, 0.38, 0.002], [0.002, 0.04, 0.292, 0.0], [0.001, 0.177, 0.094, 0.003]]
 
 CFG = GANConfig(size=8, widths=(8, 8), latent=6, attention=4, heads=2, labels=("left", "right"))
 
@@ -200,3 +204,26 @@ def test_the_example_learns_from_folders_by_class_and_goes_on(tmp_path, capsys):
 def test_another_kind_of_folder_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="imagegen.TextToImage"):
         GAN.from_pretrained("painter")
+
+
+# ---- the shipped GAN: a figure and an output that change when its weights, or anything under them, change ----
+
+def test_the_shipped_gan_draws_as_it_did():
+    drawn = GAN.from_pretrained("digits-gan")(["3", "7"], seed=0, output_type="pt")
+    coarse = torch.nn.functional.avg_pool2d(drawn, 8)[:, 0]                                           # (2, 4, 4)
+    torch.testing.assert_close(coarse, torch.tensor([GOLDEN_THREE, GOLDEN_SEVEN]), atol=0.01, rtol=0)
+
+
+def test_the_shipped_gans_digits_are_read_as_asked():
+    from multimodal import Captioner
+    asked = [str(i % 10) for i in range(40)]
+    drawn = GAN.from_pretrained("digits-gan")(asked, seed=0)
+    said = Captioner.from_pretrained("reader")([as_written(picture) for picture in drawn], progress=False)
+    assert sum(words == f"a handwritten {DIGITS[int(label)]}" for words, label in zip(said, asked)) >= 36, said
+
+
+def as_written(picture):
+    """White on black at 32 x 32 -> dark on white with a margin, as the reader knows digits."""
+    sheet = Image.new("RGB", (64, 64), "white")
+    sheet.paste(ImageOps.invert(picture).resize((56, 56), Image.Resampling.BICUBIC).convert("RGB"), (4, 4))
+    return sheet

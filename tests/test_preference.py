@@ -75,6 +75,15 @@ def test_the_margin_of_the_preferred_answer_rises(lm, tmp_path):
     assert chosen > rejected
 
 
+def test_the_chosen_answers_own_likelihood_is_added_a_token(lm):
+    rows = Preferences(lm, PAIRS)
+    batch = {name: torch.stack([rows[i][name] for i in range(2)]) for name in rows[0]}
+    with torch.no_grad():
+        plain, both = (preference_loss(likelihood=weight)(lm, batch, None)[0] for weight in (0.0, 0.5))
+    lengths = torch.tensor([len(lm.tokenizer.encode(example["chosen"])) + 1 for example in PAIRS])           # and the end
+    torch.testing.assert_close(both - plain, -0.5 * (rows.reference[:, 0] / lengths).sum(), rtol=1e-4, atol=1e-4)
+
+
 def test_wrong_input_is_named(lm):
     with pytest.raises(DataError, match="the list is empty"):
         Preferences(lm, [])

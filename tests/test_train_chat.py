@@ -4,8 +4,9 @@ import sys
 
 import torch
 
-from benchmarks.chat import confirmations, holds, opened, slots_kept
-from textgen import Chat
+from benchmarks.chat import slots_kept
+from textgen import Chat, prefer_chat
+from textgen.confirmations import confirm, confirmations, holds
 from textgen.train_chat import UNKNOWN, ChatRun, lessons, main, new, windows
 
 
@@ -58,14 +59,15 @@ def test_all_speakers_or_the_assistant_alone_are_learnt():
 
 
 def test_a_slot_is_what_the_confirmation_repeats():
-    (before, theirs, slots), = confirmations(ROWS)
+    (before, theirs, slots), = confirmations(ASKED)
+    assert not confirmations(ASKED[2:])                                        # too little stands before it
     assert before == ASKED[:-1] and slots == ["3", "6 pm", "Luigi's", "March 3rd", "Rome"]
     assert holds("in ROME.", "Rome") and not holds("Romeo", "Rome") and not holds("13 of us", "3")
 
 
 def test_slots_kept_counts_words_of_the_answer(monkeypatch):
     echo = lambda messages, temperature: "A table for 3" if len(messages) > 1 else "No."
-    monkeypatch.setattr("benchmarks.chat.opened", lambda chat, before, theirs: "Please confirm: for 3 in rome" if len(before) > 1 else "No.")
+    monkeypatch.setattr("benchmarks.chat.confirm", lambda chat, before, theirs: ["Please confirm: for 3 in rome" if len(before) > 1 else "No."])
     found = slots_kept(echo, ROWS, 10)
     assert (found["kept"], found["kept_free"], found["floor"], found["turns_that_kept_all"]) == (0.4, 0.2, 0.0, 0.0)
     assert found["examples"][0]["lost"] == ["6 pm", "Luigi's", "March 3rd"]
@@ -74,8 +76,21 @@ def test_slots_kept_counts_words_of_the_answer(monkeypatch):
 def test_an_opened_turn_begins_with_the_words_of_people():
     torch.manual_seed(0)
     chat = Chat(new(ChatRun(vocab=300, width=32, layers=1, heads=1, mlp=32), lessons(ROWS, "train", 0.0)).eval())
-    turns = [opened(chat, part, ASKED[-1]["content"]) for part in (ASKED[:-1], ASKED[:1])]
+    turns = [text for part in (ASKED[:-1], ASKED[:1]) for text in confirm(chat, part, ASKED[-1]["content"])]
     assert all(text.startswith("Please confirm") and len(text) > len("Please confirm") for text in turns)
+    ways = confirm(chat, ASKED[:-1], ASKED[-1]["content"], ways=3, temperature=1.0, seed=5)
+    assert len(set(ways)) == 3 and ways[1:2] == confirm(chat, ASKED[:-1], ASKED[-1]["content"], temperature=1.0, seed=6)
+
+
+def test_the_way_that_keeps_more_is_preferred_and_the_peoples_own_where_all_lose(monkeypatch):
+    chat = Chat(new(ChatRun(vocab=300, width=32, layers=1, heads=1, mlp=32), lessons(ROWS, "train", 0.0)).eval())
+    turn, = confirmations(ASKED)
+    whole = "Please confirm: 3 in Rome at Luigi's on March 3rd at 6 pm"
+    answers = iter([["Please confirm: 3", whole, "Please confirm"], ["Please confirm: 3", "Please confirm"], [whole, whole]])
+    monkeypatch.setattr(prefer_chat, "confirm", lambda *a, **k: next(answers))
+    pairs, kept = prefer_chat.preferred(chat, [turn] * 3, prefer_chat.Plan(turns=3, ways=3))
+    assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [(whole, "Please confirm"), (ASKED[-1]["content"], "Please confirm")]
+    assert all(pair["prompt"] == ASKED[:-1] for pair in pairs) and kept == (1 + 5 + 0 + 1 + 0 + 5 + 5) / (7 * 5)
 
 
 def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
@@ -91,5 +106,9 @@ def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*common, *further, *small])
     main()
     assert isinstance(Chat.from_pretrained(tmp_path / "chat" / "model")(turn("Hello")), str)
+    monkeypatch.setattr(sys, "argv", ["prefer_chat", "--data", str(tmp_path / "talks.parquet"), "--base", str(tmp_path / "chat" / "model"), "--out",
+                                      str(tmp_path / "kept"), "turns=3", "ways=2", "swaps=0", "made=0", "train.batch=2", "train.steps=1"])
+    prefer_chat.main()
+    assert Chat.from_pretrained(tmp_path / "kept" / "model").lm.cfg == Chat.from_pretrained(tmp_path / "chat" / "model").lm.cfg
     rows = [json.loads(line) for line in (tmp_path / "chat" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2 and "held_out_loss" in rows[-1] and list((tmp_path / "chat" / "samples").iterdir())

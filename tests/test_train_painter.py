@@ -2,6 +2,7 @@
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,8 @@ from imagegen import TextToImage, train_painter
 from imagegen.data import Pictures
 
 TINY = override(train_painter.Plan(), ["prompts.steps=1", "prompts.batch=4", "painting.steps=2", "painting.batch=2", "painting.warmup=1",
-                                       "decoding.steps=2", "decoding.batch=2", "decoding.warmup=1", "decoding.ema=null", "painting.ema=null"])
+                                       "decoding.steps=2", "decoding.batch=2", "decoding.warmup=1", "decoding.ema=null", "painting.ema=null",
+                                       "autoencoding.steps=1", "autoencoding.batch=2", "autoencoding.warmup=1"])
 
 
 def emoji_rows():
@@ -28,8 +30,11 @@ def go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(train_painter, "SHOWN", ["red circle, noto style"])
     written = Pictures(torch.full((4, 3, 64, 64), 255, dtype=torch.uint8), [{"label": label} for label in range(4)])
 
-    def run(part, made):
-        part(TINY, emoji_rows(), written, SimpleNamespace(out=tmp_path, base="painter", resume=False))
+    composed = Pictures(torch.full((2, 3, 64, 64), 200, dtype=torch.uint8), [{"captions": ["a red circle", "one red circle"]}] * 2)
+
+    def run(part, made, parts=("transformer",)):
+        sets = train_painter.Sets(emoji_rows(), written, composed)
+        part(TINY, sets, SimpleNamespace(out=tmp_path, base="painter", resume=False, parts=parts))
         return TextToImage.from_pretrained("painter").painter, TextToImage.from_pretrained(tmp_path / made / "model").painter
 
     return run
@@ -39,10 +44,24 @@ def same(one, two):
     return [torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)]
 
 
-def test_a_painter_goes_on_and_its_words_and_latents_stay(go_on):
+def test_a_painter_and_its_words_go_on_and_its_latents_stay(go_on):
     before, after = go_on(train_painter.train, "transformer")
-    assert not all(same(before.transformer, after.transformer))
-    assert all(same(before.text_encoder, after.text_encoder)) and all(same(before.autoencoder, after.autoencoder))
+    assert not all(same(before.transformer, after.transformer)) and not all(same(before.text_encoder, after.text_encoder))
+    assert all(same(before.autoencoder, after.autoencoder))
+
+
+def test_an_autoencoder_goes_on_where_it_is_asked_for(go_on):
+    before, after = go_on(train_painter.train, "transformer", ["autoencoder", "transformer"])
+    assert not all(same(before.autoencoder, after.autoencoder))
+
+
+def test_shares_of_a_batch_are_as_asked_and_scenes_may_be_missing():
+    few = Pictures(torch.zeros(3, 3, 64, 64, dtype=torch.uint8), [{"label": 1}] * 3)
+    none = Pictures(torch.empty(0, 3, 64, 64, dtype=torch.uint8), [])
+    some = Pictures(few.pixels[:2], [{"captions": ["a red circle"]}] * 2)
+    shares = [train_painter.captioned(train_painter.Sets(emoji_rows(), few, composed), digits=0.2, scenes=0.3).weights for composed in (some, none)]
+    assert [round(float(part.sum()), 6) for part in np.split(shares[0], (4, 7))] == [0.5, 0.2, 0.3]
+    assert [round(float(part.sum()), 6) for part in np.split(shares[1], (4, 7))] == [0.8, 0.2, 0.0]
 
 
 def test_a_decoder_goes_on_and_all_else_stays(go_on):
@@ -52,7 +71,7 @@ def test_a_decoder_goes_on_and_all_else_stays(go_on):
 
 
 def test_a_decoder_alone_needs_a_painter(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_painter", "--data", "nowhere", "--only", "decoder"])
+    monkeypatch.setattr(sys, "argv", ["train_painter", "--data", "nowhere", "--parts", "decoder"])
     with pytest.raises(SystemExit):
         train_painter.main()
-    assert "--only decoder needs --base" in capsys.readouterr().err
+    assert "--parts needs --base" in capsys.readouterr().err

@@ -74,16 +74,20 @@ def pair(lm, example, number):
     return rows
 
 
-def preference_loss(*, beta=0.1, smoothing=0.0):
-    """-> loss(model, batch, generator) for fit() over Preferences."""
-    if beta <= 0 or not 0 <= smoothing < 0.5:
-        raise InputError(f"beta should be above 0 and smoothing from 0 to below 0.5, got {beta} and {smoothing}")
+def preference_loss(*, beta=0.1, smoothing=0.0, likelihood=0.0):
+    """-> loss(model, batch, generator) for fit() over Preferences.
+
+    likelihood: weight of the chosen answer's own cross-entropy a token, which keeps it from becoming unlikely together with the rejected one (Pang
+    et al. 2024, eq. 1)."""
+    if beta <= 0 or not 0 <= smoothing < 0.5 or likelihood < 0:
+        raise InputError(f"beta should be above 0, smoothing from 0 to below 0.5, likelihood not below 0, got {beta}, {smoothing} and {likelihood}")
 
     def loss(model, batch, generator):
         B = len(batch["ids"])
         policy = answer_logprobs(model, batch["ids"].flatten(0, 1), batch["targets"].flatten(0, 1)).view(B, 2)
         losses, _ = dpo_loss(policy, batch["reference"], beta=beta, smoothing=smoothing)
-        return losses.sum(), B
+        tokens = (batch["targets"][:, 0] != IGNORED).sum(1)                           # (B,)
+        return (losses - likelihood * policy[:, 0] / tokens).sum(), B
 
     return loss
 

@@ -1,0 +1,107 @@
+"""Teaches a chat model by preference (DPO) to keep what was said when it confirms a booking.
+
+    python -m textgen.prefer_chat --data dialogues.parquet --base chat --out runs/chat-kept
+
+Of several ways in which the model itself confirms a booking of the training part, most of them told with other times, dates, numbers and names, the
+one that keeps the most is preferred to the one that loses the most; where all lose something, the people's own turn is. Then again from there, as
+often as --base and --out say: the pairs are the model's own, so each round has what it still gets wrong."""
+import argparse
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from gencore.check import DataError, command
+from gencore.config import Count, Positive, Share, check_fields, override
+from gencore.data import Batches
+from gencore.train import Run, TrainConfig, fit
+from textgen.chat import Chat
+from textgen.confirmations import SERVICES, confirm, confirmations, holds
+from textgen.conversations import read_conversations
+from textgen.made_bookings import Bookings
+from textgen.preference import Preferences, preference_loss
+from textgen.slots import Swaps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run can be told by key=value."""
+    turns: Count = 2500             # confirmations that the model is asked for
+    ways: Count = 6                 # how often each
+    temperature: Positive = 0.8
+    swaps: Share = 0.7              # share of the conversations that are told with other values
+    made: Share = 0.3               # share of the turns that are of made bookings
+    beta: Positive = 0.1
+    likelihood: float = 0.3         # how much the preferred answer's own likelihood counts beside the preference
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=8, lr=1e-4, decay=0.7, warmup=20, weight_decay=0.0,
+                                                                   precision="auto", save_every=200))
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def asked(rows, plan, seed):
+    """Rows of conversations -> (messages before, the people's turn, its slots) for ever, in random order."""
+    draw = random.Random(seed)
+    rows = [row["messages"] for row in rows if row["split"] == "train" and row["source"] == "sgd" and SERVICES & set(row["topic"].split(", "))]
+    if not any(confirmations(messages, least=3) for messages in rows):
+        raise DataError("no conversation of source sgd, split train, in which a booking is confirmed: nothing to learn from")
+    swapped = Swaps(rows)
+    bookings = Bookings(swapped.words)
+    while True:
+        if draw.random() < plan.made:
+            talk = bookings(draw)
+        else:
+            talk = draw.choice(rows)
+            talk = swapped(talk, draw) if draw.random() < plan.swaps else talk
+        turns = confirmations(talk, least=3)
+        if turns:
+            yield draw.choice(turns)
+
+
+def preferred(chat, turns, plan):
+    """Turns to confirm -> [{"prompt", "chosen", "rejected"}], and the share of the slots that the model kept."""
+    pairs, kept, total = [], 0, 0
+    for number, (before, theirs, wanted) in zip(tqdm(range(plan.turns), desc="confirmations"), turns):
+        ways = confirm(chat, before, theirs, ways=plan.ways, temperature=plan.temperature, seed=number * plan.ways)
+        scores = [sum(holds(way, slot) for slot in wanted) for way in ways]
+        kept, total = kept + sum(scores), total + len(wanted) * len(ways)
+        best = ways[scores.index(max(scores))] if max(scores) == len(wanted) else theirs
+        rows = {"prompt": before, "chosen": best, "rejected": ways[scores.index(min(scores))]}
+        if min(scores) < len(wanted) and fits(chat.lm, rows):
+            pairs.append(rows)
+    return pairs, kept / total
+
+
+def fits(lm, pair):
+    """Whether both answers fit into the context with what stands before them."""
+    longest = max(pair["chosen"], pair["rejected"], key=lambda text: len(lm.tokenizer.encode(text)))
+    return len(lm.tokenizer.chat_ids([*pair["prompt"], {"role": "assistant", "content": longest}], prompt=False)) <= lm.cfg.context
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=".jsonl or .parquet with the columns messages, source, topic and split")
+    parser.add_argument("--base", default="chat", help="the chat model that is taught, by name or folder (default: chat)")
+    parser.add_argument("--out", type=Path, default=Path("runs/chat-kept"), help="run folder (default runs/chat-kept)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, or train.<field of TrainConfig>")
+    args = parser.parse_intermixed_args()
+    plan = override(Plan(), args.settings)
+    chat, rows = Chat.from_pretrained(args.base), read_conversations(args.data)
+    torch.set_num_threads(plan.train.threads or torch.get_num_threads())
+    pairs, kept = preferred(chat, asked(rows, plan, plan.train.seed), plan)
+    print(f"{plan.turns} turns, {kept:.3f} of their slots kept; {len(pairs)} pairs to learn from", file=sys.stderr)
+    lm = chat.lm.trainable()
+    run = Run(args.out, export=lambda model: model.files(dtype=torch.bfloat16),
+              card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.prefer_chat " + " ".join(sys.argv[1:])})
+    fit(lm, preference_loss(beta=plan.beta, likelihood=plan.likelihood), Batches(Preferences(lm, pairs), plan.train.batch, plan.train.seed),
+        plan.train, run=run)
+    print(f'done: Chat.from_pretrained("{args.out}/model")', file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
