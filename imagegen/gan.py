@@ -22,6 +22,7 @@ from imagegen.text_to_image import FORMS, finished
 from imagegen.walk import along_sphere
 
 SLOPE = 0.2                          # of the leaky ReLUs
+TOGETHER = 64                        # pictures drawn in one batch
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,12 @@ class GAN:
         seeds = seeds_of(seed, len(numbers))
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
-        latents = torch.stack([self._latent(s) for s in seeds])
-        given = labels if isinstance(labels, (list, tuple)) else [labels] * len(numbers)
-        recipes = [self._recipe(given, place, seeds[0]) for place in range(len(numbers))]
-        return finished(self.draw(latents, torch.tensor(numbers)), recipes, output_type)
+        made, recipes = [], []
+        for i in range(0, len(numbers), TOGETHER):
+            asked, own = numbers[i:i + TOGETHER], seeds[i:i + TOGETHER]
+            made.append(self.draw(torch.stack([self._latent(s) for s in own]), torch.tensor(asked)))
+            recipes += [self._recipe(asked, place, own[0]) for place in range(len(asked))]
+        return finished(torch.cat(made), recipes, output_type)
 
     @torch.inference_mode()
     def walk(self, labels=None, *, seed=None, frames=16):
@@ -189,8 +192,8 @@ class GAN:
 
     def draw(self, latents, labels=None):
         """latents (B,Z), labels (B,) long -> pictures (B,C,H,W) in [-1,1]."""
-        parts = [self.generator(part, self.generator.classes(own)).clamp(-1, 1) for part, own in zip(latents.split(64), labels.split(64))]
-        return torch.cat(parts)
+        parts = zip(latents.split(TOGETHER), labels.split(TOGETHER))
+        return torch.cat([self.generator(part, self.generator.classes(own)).clamp(-1, 1) for part, own in parts])
 
     def _latent(self, seed):
         return torch.randn(self.cfg.latent, generator=torch.Generator().manual_seed(seed))
@@ -208,10 +211,11 @@ class GAN:
                 raise InputError(f"label should be one of {', '.join(names)}, got {label!r}{nearest(label, names) if isinstance(label, str) else ''}")
         return [names.index(label) for label in given]
 
-    def _recipe(self, labels, place, seed):
+    def _recipe(self, numbers, place, seed):
+        """Recipe of one picture of a batch. It names the whole batch: sums are rounded differently in another one."""
         if not self.digest:
             return None
-        inputs = {"labels": list(labels) if self.cfg.labels else len(labels), "place": place}
+        inputs = {"labels": [self.cfg.labels[number] for number in numbers] if self.cfg.labels else len(numbers), "place": place}
         return Recipe.made("gan", self.name, self.digest, inputs=inputs, seed=seed, settings={})
 
     # ---- folders ----
