@@ -26,6 +26,7 @@ from imagegen.alignment import SIDE, Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.data import digit_caption, grid, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig
+from imagegen.labelled import digit_pictures
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
 from imagegen.training import Captioned, captioned_folder, train_autoencoder, train_prompts, train_transformer
 
@@ -92,16 +93,11 @@ def train(plan, data, captions, args):
 
 
 def sklearn_digits(size):
-    """scikit-learn's digits (8x8), enlarged, dark on white -> (Captioned, captions): each may be said in several ways."""
-    from sklearn.datasets import load_digits
-    digits = load_digits()
-    ink = torch.from_numpy(digits.images).float()[:, None] / 16                             # (N, 1, 8, 8)
-    large = torch.nn.functional.interpolate(ink, size=(size, size), mode="bicubic").clamp(0, 1)
-    pixels = ((1 - large) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    labels = [int(label) for label in digits.target]
-    rng = np.random.default_rng(0)
+    """scikit-learn's digits -> (Captioned, captions): each may be said in several ways."""
+    digits = digit_pictures(size, 3)
+    rng, labels = np.random.default_rng(0), digits.labels.tolist()
     captions = [digit_caption(label, rng) for label in labels]
-    data = Captioned(pixels, lambda i, rng: digit_caption(labels[i], rng), torch.tensor(labels), np.ones(len(labels)))
+    data = Captioned(digits.pixels, lambda i, rng: digit_caption(labels[i], rng), digits.labels, np.ones(len(labels)))
     return data, captions
 
 

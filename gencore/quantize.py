@@ -49,13 +49,14 @@ class VectorQuantizer(nn.Module):
     def forward(self, x, generator=None):
         """x (B,T,D) -> Quantized with codes (B,T). `generator` (CPU) draws the start and the revived codes in training."""
         B, T, _ = dims("x", x, "B T D", D=self.cfg.width)
-        flat = x.detach().reshape(B * T, self.cfg.width)                          # (B*T, D)
-        if self.training and not self.started:
-            self.set_codebook(from_first(k_means(flat, self.cfg.codes, generator=generator)))
-        codes = self.nearest(flat)                                                # (B*T,)
-        values = self.codebook[codes].view_as(x)                                  # (B, T, D), before this step's update
-        if self.training:
-            self._follow(flat, codes, generator)
+        flat = x.detach().reshape(B * T, self.cfg.width).to(self.codebook.dtype)  # (B*T, D)
+        with torch.autocast(x.device.type, enabled=False):                        # moving averages of bfloat16 stand still
+            if self.training and not self.started:
+                self.set_codebook(from_first(k_means(flat, self.cfg.codes, generator=generator)))
+            codes = self.nearest(flat)                                            # (B*T,)
+            values = self.codebook[codes].view_as(x)                              # (B, T, D), before this step's update
+            if self.training:
+                self._follow(flat, codes, generator)
         commitment = F.mse_loss(x, values)
         values = x + (values - x).detach()                                        # forward: the code; backward: identity
         return Quantized(values, codes.view(B, T), commitment)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gencore.optim import Optimizers
 from gencore.train import fit
 from imagegen.data import to_unit
+from imagegen.labelled import LabelledBatches
 
 
 class Game(nn.Module):
@@ -28,15 +29,23 @@ def relativistic_loss(model, batch, generator, *, gamma=1.0):
     One backward serves both sides: what the generator has made is judged once without a way back to it, once by weights that get no gradient."""
     real, labels = to_unit(batch["pixels"]), batch["labels"]
     made = model.generator(*drawn(model.generator, labels, generator))
+    critics, makers = relativistic(model.critic, real, made, (labels,), gamma=gamma)
+    return (critics + makers).sum(), len(real)
+
+
+def relativistic(critic, real, made, given=(), *, gamma=1.0):
+    """real, made (B,C,H,W), what else the critic is given (each (B,...)) -> (what the critic loses, what the maker loses) on each pair, (B,) both.
+
+    Of a critic with scores for parts of a picture: the means over them."""
     with sdpa_kernel(SDPBackend.MATH):                                            # the slope is differentiated again: only this kernel can be
         shown = torch.cat((real, made.detach())).requires_grad_()
-        scores = model.critic(shown, torch.cat((labels, labels)))                 # (2B,)
-        slopes, = torch.autograd.grad(scores.sum(), shown, create_graph=True)
+        scores = critic(shown, *(torch.cat((own, own)) for own in given))
+        scores = scores.reshape(len(shown), -1)                                   # (2B, parts)
+        slopes, = torch.autograd.grad(scores.mean(1).sum(), shown, create_graph=True)
     real_scores, made_scores = scores.float().chunk(2)
     steepness = slopes.float().square().flatten(1).sum(1).view(2, -1).sum(0)      # (B,), R1 + R2
-    judged = frozen(model.critic, made, labels).float()
-    critic = F.softplus(made_scores - real_scores) + gamma / 2 * steepness
-    return (critic + F.softplus(real_scores.detach() - judged)).sum(), len(real)
+    judged = frozen(critic, made, *given).float().reshape(len(made), -1)
+    return F.softplus(made_scores - real_scores).mean(1) + gamma / 2 * steepness, F.softplus(real_scores.detach() - judged).mean(1)
 
 
 def first_loss(model, batch, generator):
@@ -53,9 +62,9 @@ def drawn(network, labels, generator):
     return latents, network.classes(labels)
 
 
-def frozen(critic, pictures, labels):
+def frozen(critic, pictures, *given):
     """Scores by the critic's weights as they are, which get no gradient from it."""
-    return torch.func.functional_call(critic, {name: p.detach() for name, p in critic.named_parameters()}, (pictures, labels))
+    return torch.func.functional_call(critic, {name: p.detach() for name, p in critic.named_parameters()}, (pictures, *given))
 
 
 def adam(model, config, *, betas=(0.0, 0.99)):
@@ -65,23 +74,12 @@ def adam(model, config, *, betas=(0.0, 0.99)):
     return Optimizers([torch.optim.AdamW([group], lr=config.lr, betas=betas, eps=1e-8, fused=True)])
 
 
-class LabelledBatches:
-    """Rows of pixels (N,C,H,W) uint8 and labels (N,), drawn as a pure function of the step."""
-
-    def __init__(self, pixels, labels, batch, seed):
-        self.pixels, self.labels, self.rows, self.seed = pixels, labels, batch, seed
-
-    def batch(self, step, rank=0, world=1):
-        rows = np.random.default_rng((self.seed, step, rank)).integers(len(self.pixels), size=self.rows // world)
-        return {"pixels": self.pixels[rows], "labels": self.labels[rows]}
-
-
 class StackedBatches(LabelledBatches):
     """Grey pictures (N,1,H,W), three drawn at random as the colours of one: a thousand kinds, of which a collapsed generator makes few."""
 
     def batch(self, step, rank=0, world=1):
-        rows = np.random.default_rng((self.seed, step, rank)).integers(len(self.pixels), size=(self.rows // world, 3))
-        return {"pixels": self.pixels[rows][:, :, 0], "labels": torch.zeros(len(rows), dtype=torch.long)}
+        rows = np.random.default_rng((self.seed, step, rank)).integers(len(self.values), size=(self.rows // world, 3))
+        return {"pixels": self.values[rows][:, :, 0], "labels": torch.zeros(len(rows), dtype=torch.long)}
 
 
 def train_gan(generator, critic, batches, config, *, run, loss=relativistic_loss):

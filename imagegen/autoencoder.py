@@ -11,6 +11,7 @@ from torch import nn
 from gencore.attention import attend
 from gencore.check import ConfigError, dims
 from gencore.config import Few, Positive, Size, check_fields
+from imagegen.doubling import doubled_conv
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Resample(nn.Module):
 
     def forward(self, h):
         if self.up:
-            return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))   # (B, C, 2H, 2W)
+            return doubled_conv(h, self.conv.weight, self.conv.bias)               # (B, C, 2H, 2W)
         return self.conv(F.pad(h, (0, 1, 0, 1)))                                   # (B, C, H/2, W/2)
 
 
@@ -211,18 +212,26 @@ def draw_latents(mean, logvar, generator):
 
 def autoencoder_loss(model, pictures, generator, *, kl=1e-4):
     """pictures (B,3,H,W) -> scalar: the pictures that come back against those that went in, and a light KL."""
+    made, divergence = rebuilt(model, pictures, generator, kl=kl)
+    return divergence + picture_loss(made, pictures)
+
+
+def rebuilt(model, pictures, generator, *, kl=1e-4):
+    """pictures -> (those that come back from drawn latents, kl times the KL of the latents to a standard normal)."""
     mean, logvar = model.encode(pictures)
     made = model.decode(draw_latents(mean, logvar, generator))
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean() * kl + picture_loss(made, pictures)
+    return made, 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean() * kl
 
 
 def picture_loss(made, pictures):
-    """Both (B,3,H,W) -> scalar: L1, differences of neighbours, and colour differences, at three scales.
+    """Both (B,C,H,W) -> scalar: L1, differences of neighbours, and colour differences, at three scales.
 
     Colours are weighted apart since errors of lightness outweigh them: without it red and green end as brown for a long time."""
     loss, error = 0.0, made - pictures
     for scale in range(3):
-        loss = loss + error.abs().mean() * (1.0 if scale == 0 else 0.5) + 0.5 * error.diff(dim=1).abs().mean()
+        loss = loss + error.abs().mean() * (1.0 if scale == 0 else 0.5)
+        if error.shape[1] > 1:
+            loss = loss + 0.5 * error.diff(dim=1).abs().mean()
         for axis in (2, 3):
             loss = loss + 0.5 * error.diff(dim=axis).abs().mean()
         error = F.avg_pool2d(error, 2)

@@ -2,6 +2,7 @@
 
 Patches of latents are its tokens; level and class together shift, scale and gate every block (adaLN-zero), which therefore begins as identity."""
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from gencore.check import ConfigError, dims
 from gencore.config import Few, Share, Size, check_fields
 from gencore.embeddings import LabelEmbedding, PatchEmbedding2D, TimestepEmbedding, unpatchify
 from gencore.layers import MLPConfig, NormConfig, modulate
-from gencore.positions import sincos_2d
+from gencore.positions import RotaryConfig, grid_positions, sincos_2d
 from gencore.transformer import Transformer, TransformerConfig
 
 
@@ -28,16 +29,21 @@ class ClassDiTConfig:
     heads: Few = 6                  # N
     classes: Size = 1000            # labels 0..classes-1; `classes` itself is the null label of guidance
     mlp_eps: Share = 1e-5           # of the norms before the MLPs; the others have 1e-6
+    positions: Literal["table", "rotary"] = "table"            # sinusoids added to the patches, or queries and keys turned by row and column
 
     def __post_init__(self):
         check_fields(self)
         if self.size % self.patch:
             raise ConfigError(f"ClassDiT size should be a multiple of patch {self.patch}, got {self.size}")
+        if self.positions == "rotary" and self.width % (4 * self.heads):
+            raise ConfigError(f"ClassDiT: rotary positions need heads of a width that 4 divides, got {self.width} / {self.heads}")
 
     @property
     def transformer(self):
         """The core's configuration."""
+        half = self.width // self.heads // 2
         return TransformerConfig(
+            rotary=RotaryConfig(theta=100.0, axes=(half, half)) if self.positions == "rotary" else None,        # grids are short, so are the waves
             width=self.width, layers=self.layers, attention=AttentionConfig(heads=self.heads, bias=True, out_bias=True),
             mlp=MLPConfig(4 * self.width, activation="gelu_tanh", bias=True), norm=NormConfig("layer", eps=1e-6, affine=False),
             condition="adaln_zero")
@@ -66,8 +72,12 @@ class ClassDiT(nn.Module):
         B, _, H, W = dims("latents", latents, "B C H W", C=self.cfg.channels)
         h, w = H // self.cfg.patch, W // self.cfg.patch
         cond = self.time(t) + self.labels(labels, dropped)                             # (B, D)
-        places = sincos_2d(h, w, self.cfg.width, self.cfg.size // self.cfg.patch).to(latents)
-        x = self.transformer(self.patches(latents) + places, cond=cond)                # (B, P, D)
+        x, places = self.patches(latents), None
+        if self.cfg.positions == "rotary":
+            places = grid_positions(h, w).to(x.device)                                 # (P, 2)
+        else:
+            x = x + sincos_2d(h, w, self.cfg.width, self.cfg.size // self.cfg.patch).to(latents)
+        x = self.transformer(x, positions=places, cond=cond)                           # (B, P, D)
         shift, scale = self.out_modulation(F.silu(cond))[:, None].chunk(2, -1)         # each (B, 1, D)
         return unpatchify(self.out(modulate(x, shift, scale)), h, w, self.cfg.patch)
 

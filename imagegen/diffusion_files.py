@@ -12,7 +12,7 @@ from imagegen.class_dit import ClassDiT
 from imagegen.diffusion import check_fit
 from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
-from imagegen.families.dit import DIT
+from imagegen.families.dit import DIT, ROTARY_DIT
 from imagegen.families.unet import UNET
 from imagegen.schedule import Schedule, to_schedule, to_scheduler
 from imagegen.text_to_image import read_part
@@ -20,7 +20,7 @@ from imagegen.tiny_autoencoder import TinyAutoencoder, passes_through
 from imagegen.unet import UNet
 
 PARTS = {family.name: (family, Part) for family, Part in
-         ((DIT, ClassDiT), (UNET, UNet), (AUTOENCODER_KL, Autoencoder), (AUTOENCODER_TINY, TinyAutoencoder))}
+         ((DIT, ClassDiT), (ROTARY_DIT, ClassDiT), (UNET, UNet), (AUTOENCODER_KL, Autoencoder), (AUTOENCODER_TINY, TinyAutoencoder))}
 PLACES = {"DiTPipeline": ("transformer", "vae"), "LDMPipeline": ("unet", "vqvae"), "DDPMPipeline": ("unet", None), "DDIMPipeline": ("unet", None)}
 NULL = 1000                         # DiTPipeline's own number for no class, whatever the transformer has
 
@@ -67,8 +67,9 @@ def read_labels(named):
 def diffusion_files(denoiser, autoencoder=None, *, labels=(), schedule=None, dtype=torch.float32):
     """Files of a folder that diffusers and `Diffusion.from_pretrained` open, for `save_folder` and fit's export.
 
-    diffusers has no pipeline that tells a U-Net its class, or that begins a transformer at the noise of the path "ve": such a folder draws here
-    alone. DiTPipeline wants an autoencoder and 1000 for no class: one that hands pixels through, and empty classes up to it, are written along."""
+    diffusers has no pipeline that tells a U-Net its class, or that begins a transformer at the noise of the path "ve", and no rotary transformer:
+    such a folder draws here alone. DiTPipeline wants an autoencoder and 1000 for no class: one that hands pixels through, and empty classes up to
+    it, are written along."""
     schedule = schedule or Schedule()
     check_fit(denoiser, autoencoder, tuple(labels), schedule)
     check_saved(denoiser, schedule)
@@ -84,7 +85,7 @@ def diffusion_files(denoiser, autoencoder=None, *, labels=(), schedule=None, dty
         family = AUTOENCODER_TINY if isinstance(autoencoder, TinyAutoencoder) else AUTOENCODER_KL
         parts[coder] = family, autoencoder.cfg, autoencoder.state_dict()
     index = {"_class_name": name, "_diffusers_version": "0.42.1", "scheduler": ["diffusers", scheduler["_class_name"]]}
-    index |= {place: ["diffusers", family.name] for place, (family, _, _) in parts.items()}
+    index |= {place: ["imagegen" if family is ROTARY_DIT else "diffusers", family.name] for place, (family, _, _) in parts.items()}
     index |= {"id2label": {str(i): label for i, label in enumerate(labels)}} if labels else {}
     files = {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
     for place, (family, cfg, state) in parts.items():
@@ -109,6 +110,8 @@ def check_saved(denoiser, schedule):
 def padded(denoiser):
     """ClassDiT -> (family, cfg, weights) with empty classes up to DiTPipeline's number for none."""
     cfg, state, table = denoiser.cfg, denoiser.state_dict(), "labels.table.weight"
+    if cfg.positions == "rotary":
+        return ROTARY_DIT, cfg, state
     if cfg.classes >= NULL:
         return DIT, cfg, state
     rows = state[table]

@@ -62,9 +62,7 @@ def train_autoencoder(model, data, config, *, run):
 
     batches = CaptionedBatches(data, config.batch, config.seed, lambda rows, rng: {"pixels": data.pixels[rows]})
     model = fit(model.to(memory_format=torch.channels_last), loss, batches, config, run=run).eval()
-    latents = encode_all(model, data.pixels[data.draw(1024, np.random.default_rng(config.seed))])
-    model.standardise(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
-    return model.requires_grad_(False)
+    return standardised(model, data.pixels[data.draw(1024, np.random.default_rng(config.seed))]).requires_grad_(False)
 
 
 def train_prompts(model, tokenizer, data, config, *, run):
@@ -175,11 +173,22 @@ def captioned_folder(folder, size, *, least=1):
     return Captioned(pixels, lambda i, rng: captions[i], things, np.ones(len(captions))), captions
 
 
+def standardised(autoencoder, pixels):
+    """The Autoencoder, its latents of these pictures brought to mean 0 and spread 1."""
+    latents = encode_all(autoencoder, pixels)
+    autoencoder.standardise(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    return autoencoder
+
 
 @torch.no_grad()
 def encode_all(autoencoder, pixels):
     """pixels (N,3,S,S) uint8 -> mean latents (N,C,h,w)."""
-    return torch.cat([autoencoder.encode(to_unit(part))[0] for part in pixels.split(64)])
+    return torch.cat([first_of(autoencoder.encode(to_unit(part))) for part in pixels.split(64)])
+
+
+def first_of(encoded):
+    """What the `encode` of any autoencoder gives -> what its `decode` takes: the mean of (mean, log-variance), latents, or codes."""
+    return encoded[0] if isinstance(encoded, tuple) else encoded
 
 
 @torch.no_grad()

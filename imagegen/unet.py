@@ -14,6 +14,7 @@ from gencore.config import Few, Share, Size, check_fields
 from gencore.embeddings import TimestepEmbedding, rows_of
 from gencore.layers import MLPConfig, NormConfig
 from gencore.transformer import Transformer, TransformerConfig
+from imagegen.doubling import doubled_conv
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, h, side):
+        if tuple(side) == (2 * h.shape[2], 2 * h.shape[3]):
+            return doubled_conv(h, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(h, size=side, mode="nearest"))
 
 

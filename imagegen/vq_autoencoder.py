@@ -75,5 +75,11 @@ class VQAutoencoder(nn.Module):
 
 def vq_loss(model, pictures, generator=None, *, commitment=0.25):
     """pictures (B,3,H,W) -> scalar: the pictures that come back against those that went in, and latents kept near their code vectors."""
+    made, apart = rebuilt(model, pictures, generator, commitment=commitment)
+    return picture_loss(made, pictures) + apart
+
+
+def rebuilt(model, pictures, generator=None, *, commitment=0.25):
+    """pictures -> (those that come back from their code vectors, commitment times the squared distance of the latents to these)."""
     made, quantized = model(pictures, generator)
-    return picture_loss(made, pictures) + commitment * quantized.commitment
+    return made, commitment * quantized.commitment

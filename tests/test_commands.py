@@ -16,6 +16,9 @@ ON_WRONG_NUMBERS = [("examples/train_image.py", "size=16", "multiple of 32"), ("
                     ("examples/train_image.py", "painting.steps=0", "steps should be at least 1"), ("examples/train_text.py", "widht=3", "width"),
                     ("examples/train_text.py", f"train.seed={2 ** 70}", "seed should be below"), ("examples/train_audio.py", "codec.hop=x", "hop"),
                     ("examples/quickstart.py", f"--seed={2 ** 70}", "seed should be"),
+                    ("examples/image/diffusion.py", "steps=0", "steps"), ("examples/image/diffusion.py", "channels=2", "1 channel"),
+                    ("examples/image/diffusion.py", "schedule.predicts=v", "velocity or data"),
+                    ("examples/image/diffusion.py", "autoencoder=nowhere", "nowhere"), ("examples/image/autoencoder.py", "size=30", "multiple of 4"),
                     ("examples/text/word_senses.py", "--seed=-1", "seed should be")]
 
 

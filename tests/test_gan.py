@@ -8,10 +8,11 @@ from PIL import Image, ImageOps
 import gencore
 from gencore import Run, TrainConfig
 from gencore.check import CheckpointError, ConfigError, InputError
-from imagegen.adversarial import Game, LabelledBatches, StackedBatches, drawn, first_loss, relativistic_loss, train_gan
+from imagegen.adversarial import Game, StackedBatches, drawn, first_loss, relativistic_loss, train_gan
 from imagegen.data import DIGITS
 from imagegen.dcgan import DCCritic, DCGenerator
 from imagegen.gan import GAN, Critic, GANConfig, Generator
+from imagegen.labelled import LabelledBatches
 from imagegen.walk import along_sphere, save_gif
 from tests.scripts import EXAMPLES, run
 

@@ -83,6 +83,15 @@ def test_moving_averages_follow_their_closed_form():
     torch.testing.assert_close(book.codebook, sums / counts[:, None])
 
 
+def test_moving_averages_stay_in_float32_under_autocast():
+    book, points = VectorQuantizer(SMALL), clusters()[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            book(points.bfloat16(), torch.Generator().manual_seed(0))
+    assert book.codebook.dtype == book.sums.dtype == torch.float32
+    assert not torch.equal(book.sums, book.sums.bfloat16().float())
+
+
 def test_k_means_finds_separate_clusters_and_starts_the_book():
     points, centres = clusters(count=3)
     farthest = [float(torch.cdist(centres, k_means(points[0], 3, generator=torch.Generator().manual_seed(seed))).min(1).values.max())

@@ -12,16 +12,15 @@ import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gencore import Run, TrainConfig
-from gencore.check import DataError, command
+from gencore.check import command
 from gencore.config import override
-from gencore.data import image_folder
-from imagegen.adversarial import LabelledBatches, relativistic_loss, train_gan
-from imagegen.data import grid, square, to_pil
+from imagegen.adversarial import relativistic_loss, train_gan
+from imagegen.data import grid, to_pil
 from imagegen.gan import GAN, Critic, GANConfig, Generator, generator_files
+from imagegen.labelled import LabelledBatches, digit_pictures, labelled_pictures
 from imagegen.walk import save_gif
 
 
@@ -45,11 +44,13 @@ def main():
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     args = parser.parse_intermixed_args()
     plan = override(Plan(), args.settings)
-    pixels, labels, names = pictures_of(args, plan.gan) if args.data else sklearn_digits(plan.gan)
+    sizes = plan.gan.size, plan.gan.picture_channels
+    data = labelled_pictures(args.data, *sizes, split=args.split, need=True) if args.data else digit_pictures(*sizes)
+    names = data.names
     cfg = replace(plan.gan, labels=names)
     torch.manual_seed(plan.train.seed)
     generator, critic = Generator(cfg), Critic(cfg)
-    print(f"{len(pixels):,} pictures in {len(names)} classes; generator {size(generator):,} parameters, critic {size(critic):,}")
+    print(f"{len(data):,} pictures in {len(names)} classes; generator {size(generator):,} parameters, critic {size(critic):,}")
 
     def sample(model, folder, step):
         gan = GAN(model.generator)
@@ -58,45 +59,15 @@ def main():
         if step == plan.train.steps:
             save_gif(gan.walk(list(names), seed=0), args.out / "walk.gif")
 
-    words = {"title": args.out.name, "Data": f"{len(pixels)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
+    words = {"title": args.out.name, "Data": f"{len(data)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
     run = Run(args.out, args.resume, extend=True, sample=sample, export=lambda model: generator_files(model.generator), card=words)
-    train_gan(generator, critic, LabelledBatches(pixels, labels, plan.train.batch, plan.train.seed), plan.train, run=run,
+    train_gan(generator, critic, LabelledBatches(data.pixels, data.labels, plan.train.batch, plan.train.seed), plan.train, run=run,
               loss=lambda model, batch, draws: relativistic_loss(model, batch, draws, gamma=plan.gamma))
     print(f'done: GAN.from_pretrained("{args.out}/model")("{names[0]}")')
 
 
 def size(network):
     return sum(p.numel() for p in network.parameters())
-
-
-def pictures_of(args, cfg):
-    """-> (pixels (N,C,S,S) uint8, labels (N,), names of the classes)."""
-    rows = image_folder(args.data, args.split, text=None)
-    if "label" not in rows.columns:
-        raise DataError(f"{args.data} has no classes: put the pictures of each class into a subfolder, or give parquet with a column label")
-    if (unsaid := [name for name, label in zip(rows.names, rows.column("label")) if label is None]):
-        raise DataError(f"{unsaid[0]} has no label ({len(unsaid)} such in all): give it one, or take it out of the data")
-    if len(rows) < 2:
-        raise DataError(f"{args.data} holds one picture: give at least two, since of one nothing but a copy is learnt")
-    found = [str(label) for label in rows.column("label")]
-    names = tuple(sorted(set(found)))
-    pixels = torch.stack([in_colours(square(row["image"], cfg.size), cfg) for row in rows])
-    return pixels, torch.tensor([names.index(label) for label in found]), names
-
-
-def in_colours(pixels, cfg):
-    """(...,3,S,S) uint8 -> as many channels as the GAN draws."""
-    return pixels.float().mean(-3, keepdim=True).round().to(torch.uint8) if cfg.picture_channels == 1 else pixels
-
-
-def sklearn_digits(cfg):
-    """scikit-learn's digits (8x8), enlarged, dark on white."""
-    from sklearn.datasets import load_digits
-    digits = load_digits()
-    ink = torch.from_numpy(digits.images).float()[:, None] / 16                             # (N, 1, 8, 8)
-    large = torch.nn.functional.interpolate(ink, size=(cfg.size, cfg.size), mode="bicubic").clamp(0, 1)
-    pixels = ((1 - large) * 255).round().to(torch.uint8).expand(-1, cfg.picture_channels, -1, -1)
-    return pixels, torch.from_numpy(np.asarray(digits.target)).long(), tuple(str(i) for i in range(10))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""diffusers' DiTTransformer2DModel <-> ClassDiT. There every block has a copy of the embedders of level and class; here they are once."""
-from gencore.config import from_dict
+"""diffusers' DiTTransformer2DModel <-> ClassDiT. There every block has a copy of the embedders of level and class; here they are once.
+
+With rotary positions it has no counterpart there: its folder has our own fields and names."""
+import torch
+
+from gencore.check import ConfigError
+from gencore.config import from_dict, to_dict
 from gencore.families import Copies, Family, Rename, Split, expect_fields, read_fields, write_fields
-from imagegen.class_dit import ClassDiTConfig
+from imagegen.class_dit import ClassDiT, ClassDiTConfig
 
 FIELDS = (("in_channels", "channels", 4), ("sample_size", "size", 32), ("patch_size", "patch", 2), ("num_layers", "layers", 28),
           ("num_attention_heads", "heads", 16), ("num_embeds_ada_norm", "classes", 1000), ("norm_eps", "mlp_eps", 1e-5))
@@ -26,6 +31,8 @@ def to_ours(config):
 
 
 def to_theirs(cfg):
+    if cfg.positions == "rotary":
+        raise ConfigError("diffusers' DiT has no rotary positions: save it as ROTARY_DIT")
     fields = write_fields(FIELDS, cfg) | {name: values[0] for name, values in FIXED.items()}
     return {"_class_name": "DiTTransformer2DModel"} | fields | {"attention_head_dim": cfg.width // cfg.heads, "out_channels": cfg.out_channels}
 
@@ -42,4 +49,11 @@ def rules(cfg):
     return table
 
 
+def own_names(cfg):
+    with torch.device("meta"):
+        return tuple(Rename(name, name) for name in ClassDiT(cfg).state_dict())
+
+
 DIT = Family("DiTTransformer2DModel", to_ours, to_theirs, rules)
+ROTARY_DIT = Family("RotaryDiT", lambda config: from_dict(ClassDiTConfig, {name: value for name, value in config.items() if name != "_class_name"}),
+                    lambda cfg: {"_class_name": "RotaryDiT"} | to_dict(cfg), own_names)
