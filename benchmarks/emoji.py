@@ -1,6 +1,7 @@
 """Figures of the painter's emoji beyond the common ones: 500 names, five designs, tones and genders that were never seen together, copies.
 
-    python -m benchmarks.emoji --data FOLDER          (a folder with emoji/, train.parquet and test.parquet)
+    python -m benchmarks.emoji --data FOLDER                  (a folder with emoji/, train.parquet and test.parquet)
+    python -m benchmarks.emoji --data FOLDER --only names     the first half: half of the judges, a third of the time
 
 Four judges learn from real training pictures, disturbed, and from nothing that a model made (half an hour of CPU time; kept in --judges): which of
 500 names, which design, which concept (a name without tone and gender), which skin tone. Ceilings: real pictures (for names and designs those that
@@ -35,16 +36,23 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with emoji/")
     parser.add_argument("--painter", default="painter")
     parser.add_argument("--judges", type=Path, default=Path("runs/judges/emoji"), help="where the trained judges and the pictures are kept")
+    parser.add_argument("--only", choices=["names", "combinations"])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     train, test = (cached(args.judges, split, lambda split=split: emoji(args.data / "emoji", split)) for split in ("train", "test"))
     painter = TextToImage.from_pretrained(args.painter)
-    judges = {kind: Judge(kind, answer, train, args.judges) for kind, answer in answers(train).items()}
-    figures = names_and_designs(painter, judges, train, args.seed) | combinations(painter, judges, train, test, args.seed)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "emoji.json").write_text(json.dumps({**figures, "versions": versions()}, indent=2) + "\n")
-    for name, value in figures.items():
-        print(f"{name:72} {value:.3f}")
+    wanted = {"names": ("name", "design"), "combinations": ("concept", "tone", "design"), None: tuple(Judge.steps)}[args.only]
+    judges = {kind: Judge(kind, answer, train, args.judges) for kind, answer in answers(train).items() if kind in wanted}
+    parts = {"names": lambda: names_and_designs(painter, judges, train, args.seed),
+             "combinations": lambda: combinations(painter, judges, train, test, args.seed)}
+    path = RESULTS / "emoji.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    for part in [args.only] if args.only else parts:
+        figures = parts[part]()
+        kept[part] = figures | {"versions": versions()}
+        for name, value in figures.items():
+            print(f"{name:72} {value:.3f}")
+    path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def five_hundred(rows):

@@ -81,34 +81,47 @@ def blurred(pictures, generator):
 
 
 def train_judge(judge, pixels, labels, *, steps, batch=64, augment=True, seed=0):
-    """pixels (N,C,H,W) uint8 as the judge reads them, labels (N,) long -> the judge, in eval mode. Prints its loss now and then."""
+    """pixels (N,C,H,W) uint8 as the judge reads them, labels (N,) long -> the judge, in eval mode."""
+    def loss(generator):
+        rows = torch.randint(len(pixels), (batch,), generator=generator)
+        pictures = to_unit(pixels[rows])
+        return F.cross_entropy(judge(disturbed(pictures, generator) if augment else pictures), labels[rows], label_smoothing=0.05)
+
+    return taught(judge, loss, steps=steps, seed=seed)
+
+
+def taught(judge, loss, *, steps, lr=2e-3, seed=0):
+    """loss(generator) -> scalar of a batch; the judge after so many of them, in eval mode. Prints its loss now and then."""
     torch.manual_seed(seed)
     for module in judge.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()                                                   # the same judge, whatever was drawn before it was made
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     judge.train()
     for step in range(steps):
-        rows = torch.randint(len(pixels), (batch,), generator=generator)
-        pictures = to_unit(pixels[rows])
-        loss = F.cross_entropy(judge(disturbed(pictures, generator) if augment else pictures), labels[rows], label_smoothing=0.05)
+        value = loss(generator)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
         schedule.step()
         if step % 200 == 0:
-            print(f"judge step {step}: loss {loss.item():.3f}", flush=True)
+            print(f"judge step {step}: loss {value.item():.3f}", flush=True)
     return judge.eval()
 
 
 def kept_judge(judge, place, examples, **training):
     """The judge as the folder `place` has it; else trained on examples() = (pixels, labels), and kept there."""
+    return kept(judge, place, lambda judge: train_judge(judge, *examples(), **training))
+
+
+def kept(judge, place, train):
+    """The judge as the folder `place` has it; else after train(judge), and kept there."""
     if (place / "model.safetensors").is_file():
         judge.load_state_dict(load_tensors(place / "model.safetensors"))
         return judge.eval()
-    train_judge(judge, *examples(), **training)
+    train(judge)
     save_folder(place, {"model.safetensors": judge.state_dict()})
     return judge
 

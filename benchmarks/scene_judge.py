@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.image_judges import blurred
-from gencore.checkpoint import load_tensors, save_folder
+from benchmarks.image_judges import blurred, kept, taught
 from imagegen.data import to_unit
 from multimodal.scenes import COLOURS, SHAPES, SIZES, Thing, compose, paint, requests
 
@@ -57,36 +56,21 @@ def loss_of(logits, centre, kinds, within):
     return loss + (place.movedim(1, -1)[at].sigmoid() - within.movedim(1, -1)[at]).abs().mean()
 
 
+def scene_judge(folder):
+    """The judge as the folder has it; else trained, and kept there."""
+    return kept(SceneJudge(), folder, train)
+
+
 def train(judge, *, steps=2000, batch=32, count=8000, seed=0):
     """The judge on `count` drawn scenes, held-out pairs among them, some blurred, tinted and noisy as a drawing may be."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     pixels, scenes = drawn(count, seed=10_000 + seed, held_out=None)
     wanted = targets(scenes)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    judge.train()
-    for step in range(steps):
+
+    def loss(generator):
         rows = torch.randint(count, (batch,), generator=generator)
-        loss = loss_of(judge(blurred(to_unit(pixels[rows]), generator)), *(part[rows] for part in wanted))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 200 == 0:
-            print(f"scene judge step {step}: loss {loss.item():.3f}", flush=True)
-    return judge.eval()
+        return loss_of(judge(blurred(to_unit(pixels[rows]), generator)), *(part[rows] for part in wanted))
 
-
-def kept(folder):
-    """The judge as the folder has it; else trained, and kept there."""
-    judge = SceneJudge()
-    if (folder / "model.safetensors").is_file():
-        judge.load_state_dict(load_tensors(folder / "model.safetensors"))
-        return judge.eval()
-    train(judge)
-    save_folder(folder, {"model.safetensors": judge.state_dict()})
-    return judge
+    return taught(judge, loss, steps=steps, lr=3e-3, seed=seed)
 
 
 def drawn(count, *, seed, held_out):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.scene_judge import kept, seen
+from benchmarks.scene_judge import scene_judge, seen
 from gencore.check import command
 from gencore.recipe import versions
 from imagegen import TextToImage
@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--judges", type=Path, default=Path("runs/judges/scenes"), help="where the trained judge is kept")
     parser.add_argument("--count", type=int, default=500)
     args = parser.parse_args()
-    painter, judge = TextToImage.from_pretrained(args.painter), kept(args.judges)
+    painter, judge = TextToImage.from_pretrained(args.painter), scene_judge(args.judges)
     figures = {}
     for held in (False, True):
         figures |= figures_of(painter, judge, "held-out" if held else "seen", held, args.count)
@@ -57,7 +57,7 @@ def figures_of(painter, judge, name, held, count):
     asked, wordings = drawn_requests(count, held)
     rng = np.random.default_rng(78)
     real = torch.from_numpy(np.stack([np.asarray(paint(compose(request, rng))) for request in asked])).permute(0, 3, 1, 2)
-    pictures = painter(wordings, seed=0, output_type="pt") * 2 - 1
+    pictures = painter(wordings, seed=0, output_type="pt", progress=False) * 2 - 1
     to_pil(grid(pictures[:48], 12)[None])[0].save(RESULTS / f"scenes-{name}.png")
     autoencoder = painter.painter.autoencoder
     found, rebuilt = seen(judge, pictures), seen(judge, autoencoder.decode(encode_all(autoencoder, real)))

@@ -32,6 +32,7 @@ from imagegen.text_to_image import (
     check_prompts,
     finished,
     groups_of,
+    picked,
     pipeline_files,
     progress_bar,
 )
@@ -273,9 +274,7 @@ def remake(recipe):
     pictures = ControlledTextToImage.from_pretrained(recipe.model)(
         inputs["drawn_with"], lines[0] if len(lines) == 1 else lines, seed=recipe.seed, weight=settings["weight"], steps=settings["steps"],
         guidance=settings["guidance"], negative_prompt=settings["negative_prompt"], progress=False)
-    if inputs["place"] not in range(len(pictures)):
-        raise InputError(f"recipe: place should be below {len(pictures)}, got {inputs['place']!r}")
-    return pictures[inputs["place"]]
+    return picked(pictures, inputs["place"])
 
 
 register("control", remake)

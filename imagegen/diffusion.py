@@ -18,7 +18,7 @@ from gencore.samplers import ddim, ddpm, dpm_solver, euler, euler_ancestral, heu
 from imagegen.class_dit import ClassDiT
 from imagegen.schedule import Schedule
 from imagegen.scheduler import Scheduler, scheduler_of
-from imagegen.text_to_image import FORMS, TOGETHER, finished, progress_bar, survives
+from imagegen.text_to_image import FORMS, TOGETHER, finished, picked, progress_bar, survives
 
 
 @dataclass(frozen=True)
@@ -254,9 +254,7 @@ def remake(recipe):
     settings = recipe.settings
     pictures = Diffusion.from_pretrained(recipe.model)(recipe.inputs["classes"], seed=recipe.seed, progress=False, steps=settings["steps"],
                                                        guidance=settings["guidance"], sampler=settings["sampler"], size=settings["size"])
-    if recipe.inputs["place"] not in range(len(pictures)):
-        raise InputError(f"recipe: place should be below {len(pictures)}, got {recipe.inputs['place']!r}")
-    return pictures[recipe.inputs["place"]]
+    return picked(pictures, recipe.inputs["place"])
 
 
 register("diffusion", remake)

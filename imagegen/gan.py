@@ -18,7 +18,7 @@ from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_fo
 from gencore.config import Few, Size, check_fields, from_dict, to_dict
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, lasting_name, made_with, register
-from imagegen.text_to_image import FORMS, finished
+from imagegen.text_to_image import FORMS, finished, picked
 from imagegen.walk import along_sphere
 
 SLOPE = 0.2                          # of the leaky ReLUs
@@ -246,9 +246,7 @@ def generator_files(generator, dtype=torch.float32):
 def remake(recipe):
     """Recipe -> PIL image: what `gencore.replay` calls."""
     pictures = GAN.from_pretrained(recipe.model)(recipe.inputs["labels"], seed=recipe.seed)
-    if recipe.inputs["place"] not in range(len(pictures)):
-        raise InputError(f"recipe: place should be below {len(pictures)}, got {recipe.inputs['place']!r}")
-    return pictures[recipe.inputs["place"]]
+    return picked(pictures, recipe.inputs["place"])
 
 
 register("gan", remake)

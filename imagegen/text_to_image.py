@@ -245,6 +245,13 @@ def drawing(pixels, recipe):
     return picture
 
 
+def picked(pictures, place):
+    """The picture of a batch that a recipe is of."""
+    if place not in range(len(pictures)):
+        raise InputError(f"recipe: place should be below {len(pictures)}, got {place!r}")
+    return pictures[place]
+
+
 # ---- folders ----
 
 def read_shift(path):
@@ -308,9 +315,7 @@ def remake(recipe):
     inputs, settings = recipe.inputs, recipe.settings
     pictures = painter(inputs["drawn_with"], seed=recipe.seed, steps=settings["steps"], guidance=settings["guidance"],
                        negative_prompt=settings["negative_prompt"], progress=False)
-    if inputs["place"] not in range(len(pictures)):
-        raise InputError(f"recipe: place should be below {len(pictures)}, got {inputs['place']!r}")
-    return pictures[inputs["place"]]
+    return picked(pictures, inputs["place"])
 
 
 register("image", remake)

@@ -10,7 +10,7 @@ from gencore.diffusion import FLOW, flow_levels
 from gencore.samplers import dpm_solver, euler, keeping, last
 from imagegen.editing import Editor
 from tests.scripts import EXAMPLES, run
-from tests.tiny_folders import lively_painter
+from tests.tiny_folders import saved_painter
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style"]
 
@@ -18,9 +18,7 @@ PROMPTS = ["a handwritten seven", "slice of pizza, noto style"]
 @pytest.fixture(scope="module")
 def editor(tmp_path_factory):
     """A tiny painter with random weights, saved and opened."""
-    folder = tmp_path_factory.mktemp("painters") / "tiny"
-    lively_painter(PROMPTS).save_pretrained(folder)
-    return Editor.from_pretrained(folder)
+    return Editor.from_pretrained(saved_painter(tmp_path_factory.mktemp("painters"), PROMPTS))
 
 
 @pytest.fixture(scope="module")

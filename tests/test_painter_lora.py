@@ -13,7 +13,7 @@ from imagegen import PainterLoRA, TextToImage
 from imagegen.lora import train_lora, with_own_drawings
 from imagegen.training import Captioned
 from tests.scripts import EXAMPLES, run
-from tests.tiny_folders import lively_painter, novelist
+from tests.tiny_folders import lively_painter, novelist, saved_painter
 from textgen import LoRA
 
 PROMPTS = ["a zibble", "slice of pizza, noto style"]
@@ -22,9 +22,7 @@ PROMPTS = ["a zibble", "slice of pizza, noto style"]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny painter with random weights, saved and opened."""
-    folder = tmp_path_factory.mktemp("painters") / "tiny"
-    lively_painter(PROMPTS).save_pretrained(folder)
-    return TextToImage.from_pretrained(folder)
+    return TextToImage.from_pretrained(saved_painter(tmp_path_factory.mktemp("painters"), PROMPTS))
 
 
 def moved(lora):

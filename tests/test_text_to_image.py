@@ -12,7 +12,7 @@ from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameE
 from gencore.recipe import replay
 from imagegen.data import DIGITS
 from imagegen.text_to_image import TextToImage
-from tests.tiny_folders import lively_painter
+from tests.tiny_folders import saved_painter
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", ""]
 GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.946, 0.64, 0.517, 1.0], [1.0, 0.976, 0.652, 1.0], [1.0, 0.932, 0.81, 1.0]]
@@ -23,9 +23,7 @@ SHIPPED = Path(imagegen.__file__).parent / "pretrained" / "painter"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny painter with random weights, saved."""
-    place = tmp_path_factory.mktemp("painters") / "tiny"
-    lively_painter(PROMPTS).save_pretrained(place)
-    return place
+    return saved_painter(tmp_path_factory.mktemp("painters"), PROMPTS)
 
 
 @pytest.fixture(scope="module")

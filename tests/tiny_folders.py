@@ -66,6 +66,12 @@ def lively_painter(prompts):
                                Autoencoder(AutoencoderConfig(channels=(4, 8, 8), latent=3, groups=2, size=16))), tokenizer)
 
 
+def saved_painter(folder, prompts):
+    """A lively painter in a folder of its own there -> the folder."""
+    lively_painter(prompts).save_pretrained(folder / "tiny")
+    return folder / "tiny"
+
+
 def codec():
     return Codec(CodecConfig(width=8, mels=16, window=256, encoder_blocks=1, decoder_blocks=1,
                              quantize=QuantizeConfig(width=4, books=2, codes=8)))
