@@ -3,7 +3,7 @@
 Patches of latents are its tokens; one small network turns the noise level into the norms' shifts, scales and gates of all blocks
 (shared adaLN); every block looks at the prompt's states by cross-attention."""
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,21 @@ class DiT(nn.Module):
         for block in self.transformer.blocks:
             block.modulation.table.zero_()
             block.modulation.table[[2, 5]] = 1.0
+
+
+@torch.no_grad()
+def finer(dit):
+    """DiT -> a new one whose tokens are single latents, to be trained on: more of them, each with less to do.
+
+    The blocks stay. Positions keep their units (a patch of before is one), a token enters as a patch of which all latents are like it, and leaves as
+    the mean of a patch's."""
+    p, cfg = dit.cfg.patch, replace(dit.cfg, patch=1, interpolation=dit.cfg.interpolation * dit.cfg.patch)
+    new, weights = DiT(cfg), dit.state_dict()
+    weights["patches.projection.weight"] = weights["patches.projection.weight"].sum((2, 3), keepdim=True)
+    for name in ("out.weight", "out.bias"):
+        weights[name] = weights[name].unflatten(0, (p * p, -1)).mean(0)
+    new.load_state_dict(weights)
+    return new
 
 
 class PromptCache:

@@ -24,7 +24,7 @@ from gencore.train import Run, TrainConfig
 from imagegen.alignment import Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, scenes, to_pil, to_unit
-from imagegen.dit import DiT, DiTConfig
+from imagegen.dit import DiT, DiTConfig, finer
 from imagegen.emoji_names import COMMON
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
 from imagegen.training import Captioned, train_autoencoder, train_decoder, train_prompts, train_transformer
@@ -48,6 +48,7 @@ class Plan:
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(32, 32, 64, 96)))
     words: TextEncoderConfig = TextEncoderConfig()
     transformer: DiTConfig = DiTConfig()
+    finer: bool = False                                # with --base: its transformer goes on with single latents as tokens
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
                                             precision="auto")
     decoding: TrainConfig = TrainConfig(steps=2500, batch=16, lr=1e-3, warmup=50, decay=0.7, weight_decay=0.0, ema=0.995, precision="auto",
@@ -106,6 +107,7 @@ def train(plan, sets, args):
     if args.base:
         before = TextToImage.from_pretrained(args.base)
         painter, tokenizer = before.painter, before.tokenizer
+        painter.transformer = finer(painter.transformer) if plan.finer else painter.transformer
         painter.transformer.requires_grad_(True)                # what is loaded is at rest
         painter.text_encoder.requires_grad_(True)
         parts = args.parts
@@ -150,7 +152,7 @@ def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
     drawn = sets.emoji if flags else sets.emoji.where(lambda row: row["group"] != "Flags")
     scenes = scenes if len(sets.scenes) else 0.0
     copies = Counter((row["concept"], row["style"]) for row in drawn.rows)
-    less = {"People & Body": 0.35, "Symbols": 0.5, "Flags": 0.3}
+    less = {"People & Body": 0.6, "Symbols": 0.5, "Flags": 0.3}
     weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) * (noto if row["style"] == "noto" else 1.0)
                         / copies[row["concept"], row["style"]] for row in drawn.rows])
     even = [np.full(len(part), share / max(1, len(part))) for part, share in ((sets.digits, digits), (sets.scenes, scenes))]

@@ -1,12 +1,13 @@
 """The diffusion transformer."""
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gencore.check import ConfigError, InputError
 from gencore.diffusion import denoiser, flow_levels, flow_loss, logit_normal
 from gencore.samplers import dpm_solver, guided, last
 from gencore.transformer import Memory
-from imagegen.dit import DiT, DiTConfig, PromptCache
+from imagegen.dit import DiT, DiTConfig, PromptCache, finer
 
 TINY = DiTConfig(channels=3, size=4, width=32, layers=2, heads=2, captions=8, out_channels=3)
 
@@ -77,6 +78,22 @@ def test_it_learns_eight_things_by_name():
         made = last(dpm_solver(denoise, torch.randn(8, 3, 4, 4, generator=generator), flow_levels(20)[0]))
     nearest = torch.cdist(made.flatten(1), things.flatten(1)).argmin(1)
     assert nearest.tolist() == list(range(8)) and (made - things).abs().mean() < 0.35
+
+
+def test_finer_tokens_start_as_those_of_an_even_patch():
+    coarse = shaken()
+    fine, even = finer(coarse), torch.randn(2, 3, 2, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    places, patches = coarse.enter(torch.zeros_like(even)), coarse.enter(even)
+    tokens = (fine.enter(even) - fine.enter(torch.zeros_like(even))).unflatten(1, (4, 4))
+    assert fine.cfg.patch == 1 and fine.enter(even).shape == (2, 16, 32)
+    assert torch.allclose(tokens[:, ::2, ::2].flatten(1, 2), patches - places, atol=1e-5)                  # a latent enters as its patch did
+    where = fine.enter(torch.zeros_like(even)).unflatten(1, (4, 4))[:, ::2, ::2].flatten(1, 2)
+    assert torch.allclose(where, places, atol=1e-5)                                                         # and lies where that lay
+    level, states = coarse.level(torch.tensor([3.0, 700.0])), torch.randn(2, 4, 32)
+    mean = F.avg_pool2d(coarse.leave(states, even.shape, level), 2)
+    leaving = fine.leave(states.unflatten(1, (2, 2)).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2), even.shape, level)
+    assert torch.allclose(F.avg_pool2d(leaving, 2), mean, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(coarse.transformer.parameters(), fine.transformer.parameters()))
 
 
 def test_wrong_latents_and_sizes_are_refused():

@@ -1,5 +1,6 @@
 """imagegen/train_painter.py on a handful of pictures drawn here: what goes on from a painter moves, what should stay stays."""
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,12 @@ import pytest
 import torch
 
 from gencore.config import override
+from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from imagegen import TextToImage, train_painter
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.data import Pictures
+from imagegen.dit import DiT, DiTConfig
+from imagegen.text_to_image import Painter
 
 TINY = override(train_painter.Plan(), ["prompts.steps=1", "prompts.batch=4", "painting.steps=2", "painting.batch=2", "painting.warmup=1",
                                        "decoding.steps=2", "decoding.batch=2", "decoding.warmup=1", "decoding.ema=null", "painting.ema=null",
@@ -32,10 +37,10 @@ def go_on(tmp_path, monkeypatch):
 
     composed = Pictures(torch.full((2, 3, 64, 64), 200, dtype=torch.uint8), [{"captions": ["a red circle", "one red circle"]}] * 2)
 
-    def run(part, made, parts=("transformer",)):
+    def run(part, made, parts=("transformer",), *, plan=TINY, base="painter"):
         sets = train_painter.Sets(emoji_rows(), written, composed)
-        part(TINY, sets, SimpleNamespace(out=tmp_path, base="painter", resume=False, parts=parts))
-        return TextToImage.from_pretrained("painter").painter, TextToImage.from_pretrained(tmp_path / made / "model").painter
+        part(plan, sets, SimpleNamespace(out=tmp_path, base=base, resume=False, parts=parts))
+        return TextToImage.from_pretrained(base).painter, TextToImage.from_pretrained(tmp_path / made / "model").painter
 
     return run
 
@@ -53,6 +58,16 @@ def test_a_painter_and_its_words_go_on_and_its_latents_stay(go_on):
 def test_an_autoencoder_goes_on_where_it_is_asked_for(go_on):
     before, after = go_on(train_painter.train, "transformer", ["autoencoder", "transformer"])
     assert not all(same(before.autoencoder, after.autoencoder))
+
+
+def test_a_transformer_goes_on_with_finer_tokens(go_on, tmp_path):
+    tokenizer = train_prompt_tokenizer(["red circle, noto style"] * 4, 300, length=12)
+    transformer, words = DiTConfig(width=24, layers=3, heads=2, captions=20), TextEncoderConfig(vocab=300, width=20, heads=2, head_width=8, mlp=30)
+    autoencoder = AutoencoderConfig(channels=(4, 4, 8, 8), groups=2)
+    TextToImage(Painter(DiT(transformer), TextEncoder(words), Autoencoder(autoencoder)), tokenizer).save_pretrained(tmp_path / "coarse")
+    before, after = go_on(train_painter.train, "transformer", plan=override(TINY, ["finer=true"]), base=tmp_path / "coarse")
+    assert before.transformer.cfg == transformer
+    assert after.transformer.cfg == replace(transformer, patch=1, interpolation=2.0)
 
 
 def test_shares_of_a_batch_are_as_asked_and_scenes_may_be_missing():
