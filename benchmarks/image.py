@@ -3,7 +3,8 @@
     python -m benchmarks.image --data FOLDER          (a folder with mnist/ and emoji/, each with train.parquet and test.parquet)
     python -m benchmarks.image                        (without data: speed alone, equal shapes; --speed measures it beside the figures)
 
-Trains the judges first (six CPU minutes; kept in --judges for the next time). Writes benchmarks/results/image.json and two grids beside it."""
+Trains the judges first (six CPU minutes; kept in --judges for the next time). Writes benchmarks/results/image.json and grids beside it:
+digits, twenty common names, and twenty-four prompts of all kinds, drawn once with the given seed."""
 import argparse
 import json
 import statistics
@@ -16,13 +17,20 @@ from benchmarks.image_judges import DigitJudge, EmojiJudge, kept_judge, verdicts
 from gencore.check import command
 from gencore.recipe import versions
 from imagegen import TextToImage
-from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, cached, digits, emoji, grid, to_pil, to_unit
+from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, cached, digits, emoji, grid, labelled_grid, to_pil, to_unit
 from imagegen.emoji_names import COMMON
 from imagegen.training import encode_all
 
 RESULTS = Path(__file__).parent / "results"
 TWENTY = ("red apple", "pizza", "dog face", "sunflower", "red heart", "house", "rocket", "grinning face", "automobile", "star", "ghost",
           "soccer ball", "penguin", "cherries", "birthday cake", "umbrella", "robot", "tropical fish", "light bulb", "guitar")
+TWENTY_FOUR = (
+    "a handwritten seven", "digit 4", "red apple, noto style", "red apple, openmoji style", "slice of pizza, noto style", "pizza, twemoji style",
+    "penguin, noto style", "cat face, fluent 3d style", "rocket, fluent flat style", "sunflower, twemoji style", "grinning face, noto style",
+    "ghost, openmoji style", "umbrella, fluent 3d style", "guitar, noto style", "thumbs up: medium-dark skin tone, noto style",
+    "woman: light skin tone, twemoji style", "a small red circle above a large blue square", "three green stars", "a purple ring",
+    "a yellow triangle left of a small black ring", "four pink crosses", "a large orange star in the middle",
+    "a black cross in the top right corner", "a blue circle and a green triangle")
 
 
 @command
@@ -54,6 +62,7 @@ def quality(args):
             "emoji": lambda split: cached(args.judges, f"emoji-{split}", lambda: emoji(args.data / "emoji", split))}
     digit_judge, emoji_judge = judges(args.judges, real)
     painter = TextToImage.from_pretrained(args.painter)
+    labelled_grid(painter(TWENTY_FOUR, seed=args.seed), TWENTY_FOUR, columns=8, side=140).save(RESULTS / "twenty-four.png")
     return {**digit_figures(painter, digit_judge, real["mnist"]("test"), args.seed),
             **emoji_figures(painter, emoji_judge, real["emoji"]("train"), args),
             **autoencoder_figures(painter.painter.autoencoder, real["emoji"]), **design_figures(painter, emoji_judge, args)}

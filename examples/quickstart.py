@@ -6,7 +6,6 @@
 import argparse
 import re
 import sys
-import textwrap
 import time
 from itertools import chain
 from pathlib import Path
@@ -39,28 +38,16 @@ def draw_pictures(out: Path, seed: int) -> tuple[Path, list]:
     """Eight prompts -> the pictures, each in its own file, and all of them in one grid, with the recipes of all."""
     from gencore.recipe import Recipe, embed_png
     from imagegen import TextToImage
+    from imagegen.data import labelled_grid
     painter = TextToImage.from_pretrained("painter")
     pictures = painter(PROMPTS, steps=20, guidance=3.0, seed=seed)
     (out / "pictures").mkdir(exist_ok=True)
     for prompt, picture in zip(PROMPTS, pictures):
         picture.save(out / "pictures" / f"{prompt.replace(',', '').replace(' ', '-')}.png")
     path = out / "pictures.png"
-    labelled_grid(pictures, PROMPTS).save(path)
+    labelled_grid(pictures, PROMPTS, columns=4).save(path)
     embed_png(path, [Recipe.from_json(picture.info["recipe"]) for picture in pictures])
     return path, pictures
-
-
-def labelled_grid(pictures: list, labels: list[str], columns: int = 4, side: int = 160, room: int = 34):
-    """PIL pictures and a label for each -> one PIL picture."""
-    from PIL import Image, ImageDraw, ImageFont
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * (side + room)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for i, (picture, label) in enumerate(zip(pictures, labels)):
-        left, top = i % columns * side, i // columns * (side + room)
-        sheet.paste(picture.convert("RGB").resize((side - 12, side - 12), Image.Resampling.BICUBIC), (left + 6, top + 6))
-        pen.multiline_text((left + side // 2, top + side - 3), textwrap.fill(label, 24), "black", font, "ma", align="center")
-    return sheet
 
 
 def speak_words(out: Path, seed: int) -> tuple[Path, Path]:

@@ -1,6 +1,7 @@
 """Pictures and their captions: emoji and handwritten digits from parquet, brought to one size, and the wordings that a user may type.
 
 Pictures are kept as bytes (N,3,H,W) uint8; `to_unit` makes the [-1,1] floats that models see."""
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,18 @@ def grid(pictures, columns, gap=2):
     for i, picture in enumerate(pictures):
         y, x = i // columns * (H + gap), i % columns * (W + gap)
         sheet[:, y:y + H, x:x + W] = picture
+    return sheet
+
+
+def labelled_grid(pictures, labels, columns, side=160, room=34):
+    """PIL pictures and a label for each -> one PIL picture; side: of a field in pixels, room: for the words under it."""
+    from PIL import Image, ImageDraw, ImageFont
+    sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * (side + room)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        left, top = i % columns * side, i // columns * (side + room)
+        sheet.paste(picture.convert("RGB").resize((side - 12, side - 12), Image.Resampling.BICUBIC), (left + 6, top + 6))
+        pen.multiline_text((left + side // 2, top + side - 3), textwrap.fill(label, side // 7), "black", font, "ma", align="center")
     return sheet
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from gencore.pictures import read_picture
-from imagegen.data import on_white, square
+from imagegen.data import labelled_grid, on_white, square
 
 RAMP = np.tile(np.linspace(0, 1, 32), (32, 1))               # black on the left, white on the right
 
@@ -28,3 +28,14 @@ def test_a_ramp_of_any_depth_stays_one(picture):
 def test_transparent_places_are_white():
     clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     assert square(clear, 16).min() == 255
+
+
+def test_a_labelled_grid_holds_each_picture_in_its_field():
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    labels = ["one", "two", "a label of many words"]
+    sheet = labelled_grid([Image.new("RGB", (8, 8), colour) for colour in colours], labels, columns=2, side=60, room=30)
+    assert sheet.size == (120, 180)
+    fields = [sheet.crop((x, y, x + 60, y + 90)) for y in (0, 90) for x in (0, 60)]
+    assert [field.getpixel((30, 30)) for field in fields] == [*colours, (255, 255, 255)]
+    inked = [np.asarray(field.crop((0, 60, 60, 90)).convert("L")).min() < 99 for field in fields]
+    assert inked == [True, True, True, False]
