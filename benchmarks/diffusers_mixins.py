@@ -1,10 +1,11 @@
-"""diffusers' own model tests on models that are exported here: its mixins, from a checkout of its repository, against the installed diffusers.
+"""diffusers' own model and scheduler tests on what is exported here: its mixins, from a checkout of its repository, against the installed diffusers.
 
-    pip install parameterized requests-mock
+    pip install parameterized requests-mock torchsde
     python -m benchmarks.diffusers_mixins --data FOLDER          a checkout (git clone https://github.com/huggingface/diffusers FOLDER)
 
 Each of its test classes for a layout that is written here is run on a folder with our weights: its tiny configuration becomes ours, a model is
-made from it, exported, and stands in the place of the one that the class would make. Nothing of the checkout is kept. What a CPU without a network
+made from it, exported, and stands in the place of the one that the class would make. The schedulers' tests get the scheduler_config.json that is
+written here. Nothing of the checkout is kept. What a CPU without a network
 can't do is skipped by the tests themselves. Writes benchmarks/results/diffusers_mixins.json."""
 import argparse
 import copy
@@ -33,6 +34,7 @@ from imagegen.families.sd3 import SD3
 from imagegen.families.unet import UNET, UNET_CONDITION
 from imagegen.families.vq_model import VQ_MODEL
 from imagegen.joint_dit import JointDiT
+from imagegen.schedule import Schedule, to_scheduler
 from imagegen.tiny_autoencoder import TinyAutoencoder
 from imagegen.unet import UNet
 from imagegen.vq_autoencoder import VQAutoencoder
@@ -48,24 +50,30 @@ LAYOUTS = {             # file of tests: (family, our model, what of the configu
     "autoencoders/test_models_autoencoder_tiny.py": (AUTOENCODER_TINY, TinyAutoencoder, {}),
     "autoencoders/test_models_vq.py": (VQ_MODEL, VQAutoencoder, {}),
 }
+SCHEDULES = {           # file of tests: what is exported
+    "test_scheduler_ddpm.py": Schedule(sampler="ddpm", clip=1.0), "test_scheduler_ddim.py": Schedule(sampler="ddim", betas="scaled_linear", offset=1),
+    "test_scheduler_dpm_multi.py": Schedule("flow", "velocity", "dpm_solver"),                                   # the painter's
+    "test_scheduler_edm_euler.py": Schedule("ve", "edm", "euler")}
 NOT_OURS = {            # failures that have their cause there
     "TestAutoencoderTinyTraining::test_gradient_checkpointing_equivalence":
         "EncoderTiny.forward of diffusers 0.42.1 brings pictures to [0, 1] without gradient checkpointing alone: with it the model is another one, "
         "by more than the test allows with 6 of 10 seeds of its own weights"}
-MIXINS = ("ModelTesterMixin", "TrainingTesterMixin", "MemoryTesterMixin", "AttentionTesterMixin", "AutoencoderTesterMixin")
+MIXINS = ("ModelTesterMixin", "TrainingTesterMixin", "MemoryTesterMixin", "AttentionTesterMixin", "AutoencoderTesterMixin", "SchedulerCommonTest")
 
 
 @command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a checkout of diffusers, of which tests/ is read")
-    parser.add_argument("--only", help="layouts with this in their names, and nothing is written")
+    parser.add_argument("--only", help="layouts and schedulers with this in their names, and nothing is written")
     args = parser.parse_args()
     if not (args.data / "tests" / "models" / "testing_utils").is_dir():
         raise DataError(f"{args.data} should be a checkout of diffusers with tests/models/testing_utils")
     import diffusers  # before the checkout's conftest puts its own src/ on the path
     import pytest
-    files = [str(args.data / "tests" / "models" / file) for file, (family, _, _) in LAYOUTS.items() if not args.only or args.only in family.name]
+    names = {f"models/{file}": family.name for file, (family, _, _) in LAYOUTS.items()}
+    names |= {f"schedulers/{file}": to_scheduler(schedule)["_class_name"] for file, schedule in SCHEDULES.items()}
+    files = [str(args.data / "tests" / file) for file, name in names.items() if not args.only or args.only in name]
     with tempfile.TemporaryDirectory() as place:
         exports = Exports(Path(place))
         code = pytest.main([*files, "-q", "--rootdir", str(args.data), "-c", os.devnull, "-p", "no:cacheprovider", "--tb", "line"], plugins=[exports])
@@ -107,12 +115,18 @@ class Exports:
 
     def _asked(self, item):
         """Is it a test of a mixin, maybe with another tolerance in the class itself?"""
-        return item.cls is not None and any(base.__name__ in MIXINS and hasattr(base, item.originalname) for base in item.cls.__mro__)
+        if item.cls is None or item.cls.__name__ in MIXINS:
+            return False
+        return any(base.__name__ in MIXINS and hasattr(base, item.originalname) for base in item.cls.__mro__)
 
     def _stands_in(self, item):
         """Puts our model in the place of the class's own, once -> False where our layout has no such structure."""
         cls = item.cls
-        if cls.__name__ not in self.family and cls.__name__ not in self.refused:
+        if item.path.name in SCHEDULES:
+            config = {field: value for field, value in to_scheduler(SCHEDULES[item.path.name]).items() if value is not None}
+            self.family[cls.__name__] = config.pop("_class_name")
+            cls.get_scheduler_config = lambda self, config=config, **changes: config | changes
+        elif cls.__name__ not in self.family and cls.__name__ not in self.refused:
             family, Model, changes = LAYOUTS[f"{item.path.parent.name}/{item.path.name}"]
             asked = cls()
             try:
