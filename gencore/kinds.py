@@ -12,6 +12,7 @@ PIPELINES = {"PixArtAlphaPipeline": ("a painter", "imagegen.TextToImage")} | {  
     name: ("a diffusion model of pictures", "imagegen.Diffusion") for name in ("DiTPipeline", "DDPMPipeline", "DDIMPipeline", "LDMPipeline")}
 BY_FIELDS = (                                                               # our own configurations: at least two of the fields
     (("picture_channels", "latent", "blocks"), "a GAN", "imagegen.GAN"),
+    (("block_out_channels", "latent_channels"), "an autoencoder of pictures", "imagegen.Autoencoder"),        # diffusers'
     (("copied", "stem"), "a painter led by lines", "imagegen.ControlledTextToImage"),
     (("kind", "words", "training"), "word vectors", "textgen.Word2Vec"),
     (("hidden", "attention", "smoothing"), "a translator", "textgen.AttentionSeq2Seq"),

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import attend
-from gencore.check import ConfigError, dims
+from gencore.check import ConfigError, dims, floating
+from gencore.checkpoint import resolve, save_folder
 from gencore.config import Few, Positive, Size, check_fields
+from gencore.kinds import expect_kind
 from imagegen.doubling import doubled_conv
+from imagegen.parts import read_part
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,20 @@ class Autoencoder(nn.Module):
         self.quant_conv.bias.mul_(scale).add_(shift)
         self.post_quant_conv.bias.add_(self.post_quant_conv.weight[:, :, 0, 0] @ mean)
         self.post_quant_conv.weight.mul_(std[None, :, None, None])
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """A shipped name, a folder or a Hub id in the layout of AutoencoderKL -> Autoencoder, in float32, at rest."""
+        from imagegen.families.autoencoder_kl import AUTOENCODER_KL  # which reads and writes this class
+        folder = resolve(name, "imagegen")
+        expect_kind(folder, "imagegen.Autoencoder")
+        return read_part(folder, AUTOENCODER_KL, cls)
+
+    def save_pretrained(self, folder, dtype=torch.float32):
+        """Writes diffusers' folder: config.json and the weights."""
+        from imagegen.families.autoencoder_kl import AUTOENCODER_KL
+        weights = {name: tensor.to(floating(dtype)) for name, tensor in AUTOENCODER_KL.export_state(self.cfg, self.state_dict()).items()}
+        save_folder(folder, {"config.json": AUTOENCODER_KL.to_theirs(self.cfg), "diffusion_pytorch_model.safetensors": weights})
 
 
 def draw_latents(mean, logvar, generator):

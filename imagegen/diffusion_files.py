@@ -14,8 +14,8 @@ from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
 from imagegen.families.dit import DIT, ROTARY_DIT
 from imagegen.families.unet import UNET
+from imagegen.parts import read_part
 from imagegen.schedule import Schedule, to_schedule, to_scheduler
-from imagegen.text_to_image import read_part
 from imagegen.tiny_autoencoder import TinyAutoencoder, passes_through
 from imagegen.unet import UNet
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from gencore.check import CheckpointError, ConfigError, InputError, floating, in_range, only_device, seeds_of
-from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes
+from gencore.checkpoint import naming, read_json, resolve, save_folder
 from gencore.diffusion import FLOW, check_steps, data_from, flow_levels
-from gencore.families import expect_fields, read_config
+from gencore.families import expect_fields
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, lasting_name, made_with, register
 from gencore.samplers import dpm_solver
@@ -27,6 +27,7 @@ from imagegen.dit import DiT, PromptCache
 from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.pixart import PIXART
 from imagegen.families.t5 import T5, encoder_only
+from imagegen.parts import read_part
 
 TOGETHER = 16               # pictures drawn in one batch; more prompts are drawn batch after batch
 FORMS = ("pil", "np", "pt")
@@ -276,22 +277,6 @@ def check_parts(folder, painter, tokenizer):
                                ("channels of the latents (in_channels, latent_channels)", drawn.channels, vae.latent)):
         if given != taken:
             raise CheckpointError(f"{folder}: its parts are not of one painter: {what}: {given} on one side, {taken} on the other")
-
-
-def read_part(folder, family, Part, select=lambda tensors: tensors):
-    """One component of a diffusers folder -> the module, in float32. A file that does not fit is refused before it is read."""
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise CheckpointError(f"{folder} should hold one .safetensors file, found {len(files)}")
-    cfg = read_config(family, folder / "config.json")
-    with torch.device("meta"), naming(folder / "config.json"):
-        module = Part(cfg)
-    with naming(files[0]):
-        ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        family.check_shapes(cfg, select(tensor_shapes(files[0])), ours)
-        state = family.import_state(cfg, select(load_tensors(files[0])))
-    module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    return module.requires_grad_(False)
 
 
 def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):

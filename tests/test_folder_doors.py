@@ -1,4 +1,4 @@
-"""Whatever a checkpoint folder holds, from_pretrained of all seven kinds opens it or refuses it at once, naming file and tensor or field."""
+"""Whatever a checkpoint folder holds, from_pretrained of every kind opens it or refuses it at once, naming file and tensor or field."""
 import contextlib
 import json
 import random
@@ -21,7 +21,7 @@ from gencore.tokenizer import Tokenizer, train_bpe
 from textgen.families import KNOWN
 
 KINDS = list(OPENERS)
-DECLARED = {"CausalLM": "a causal language model", "TextToImage": "a painter", "GAN": "a GAN",
+DECLARED = {"CausalLM": "a causal language model", "TextToImage": "a painter", "Autoencoder": "an autoencoder of pictures", "GAN": "a GAN",
             "Diffusion": "a diffusion model of pictures", "ControlledTextToImage": "a painter led by lines", "Codec": "a codec",
             "TextToSpeech": "a speaker", "Captioner": "a reader of pictures"}
 
@@ -154,6 +154,8 @@ IMPOSSIBLE = {
                     "transformer/config.json": {"num_layers": (10 ** 6, 0), "patch_size": (0, 3), "sample_size": (10 ** 9,),
                                                 "attention_head_dim": (0, "x"), "interpolation_scale": (-1,)},
                     "text_encoder/config.json": {"num_layers": (10 ** 6,), "d_ff": (0, 1.5), "relative_attention_num_buckets": (0,)}},
+    "Autoencoder": {"config.json": {"scaling_factor": (0, -1, "x"), "block_out_channels": ([], [4, 0], 4), "layers_per_block": (0, 10 ** 6),
+                                    "latent_channels": (0, "x"), "shift_factor": ("x", []), "act_fn": ("gelu",), "in_channels": (0, "x")}},
     "GAN": {"config.json": {"size": (0, 12, 10 ** 9), "widths": ([], [8, 0], [20000, 8], 8), "latent": (0, 10 ** 9), "blocks": (0, 300, 2),
                             "attention": (3, -1, 0), "heads": (0, 3), "labels": (["a", "a"], [1], [], "left"), "picture_channels": (0, 3)}},
     "Diffusion": {"model_index.json": {"id2label": ([], {"1": "a"}, "x", {"0": 3}, {"0": "a", "1": "b", "2": "c"})},
@@ -308,6 +310,7 @@ SIZES = {                                                        # what the shap
     "TextToImage": {"transformer/config.json": "in_channels num_layers patch_size num_attention_heads caption_channels out_channels",
                     "text_encoder/config.json": "vocab_size d_model num_layers num_heads d_kv d_ff relative_attention_num_buckets",
                     "vae/config.json": "layers_per_block latent_channels in_channels"},
+    "Autoencoder": {"config.json": "layers_per_block latent_channels in_channels"},
     "GAN": {"config.json": "picture_channels blocks latent attention"},
     "Diffusion": {"transformer/config.json": "in_channels num_layers patch_size num_attention_heads out_channels num_embeds_ada_norm",
                   "vae/config.json": "layers_per_block latent_channels in_channels"},

@@ -12,8 +12,8 @@ from gencore.quantize import QuantizeConfig
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.tokenizer import train_bpe
 from gencore.transformer import TransformerConfig
-from imagegen import GAN, ControlledTextToImage, Diffusion, TextToImage
-from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen import GAN, Autoencoder, ControlledTextToImage, Diffusion, TextToImage
+from imagegen.autoencoder import AutoencoderConfig
 from imagegen.class_dit import ClassDiT, ClassDiTConfig
 from imagegen.control import Control, ControlConfig
 from imagegen.dit import DiT, DiTConfig
@@ -26,7 +26,7 @@ from textgen import CausalLM
 from textgen.model import CausalLMConfig
 
 STACK = TransformerConfig(width=16, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(24, True, "silu"), rotary=RotaryConfig())
-OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, GAN, Diffusion, ControlledTextToImage, Codec, TextToSpeech, Captioner)}
+OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, Autoencoder, GAN, Diffusion, ControlledTextToImage, Codec, TextToSpeech, Captioner)}
 
 
 def novelist():
@@ -37,8 +37,12 @@ def novelist():
 def painter():
     parts = Painter(DiT(DiTConfig(channels=3, size=4, width=24, layers=2, heads=2, captions=20, out_channels=3)),
                     TextEncoder(TextEncoderConfig(vocab=262, width=20, heads=2, head_width=8, mlp=30)),
-                    Autoencoder(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8)))
+                    autoencoder())
     return TextToImage(parts, train_prompt_tokenizer(["a seven"] * 4, 262, length=12))
+
+
+def autoencoder():
+    return Autoencoder(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8))
 
 
 def gan():
@@ -47,7 +51,7 @@ def gan():
 
 def diffusion():
     denoiser = ClassDiT(ClassDiTConfig(channels=3, out_channels=6, size=4, width=8, layers=2, heads=2, classes=2))
-    return Diffusion(denoiser, Autoencoder(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8)), labels=("left", "right"))
+    return Diffusion(denoiser, autoencoder(), labels=("left", "right"))
 
 
 def controlled():
@@ -90,6 +94,6 @@ def reader():
 
 def save_all(place):
     """Writes place / CausalLM, place / TextToImage, ... : folders named after the class that opens them."""
-    for name, make in zip(OPENERS, (novelist, painter, gan, diffusion, controlled, codec, speaker, reader)):
+    for name, make in zip(OPENERS, (novelist, painter, autoencoder, gan, diffusion, controlled, codec, speaker, reader)):
         torch.manual_seed(0)
         make().save_pretrained(place / name)

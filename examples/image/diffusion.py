@@ -6,6 +6,7 @@
 
 Any field of Plan below is key=value:
     network=dit                                                         the diffusion transformer in place of the U-Net; dit.positions=rotary
+    --data FOLDER channels=3 autoencoder=autoencoder size=64            in the latents of the autoencoder that ships
     autoencoder=runs/autoencoder/model size=64 unet.widths=[64,128]     in the latents that examples/image/autoencoder.py has learnt
     schedule.path=vp schedule.predicts=noise schedule.sampler=ddim      what the network says: noise, data or v (vp), velocity or data (flow),
     schedule.path=ve schedule.predicts=edm schedule.sampler=euler       EDM; lesson.levels, .mean, .std: which noise is shown; lesson.min_snr=5
@@ -23,6 +24,7 @@ import torch
 
 from gencore import Run, TrainConfig, fit
 from gencore.check import ConfigError, command, in_range
+from gencore.checkpoint import resolve
 from gencore.config import override
 from imagegen.class_dit import ClassDiT, ClassDiTConfig
 from imagegen.class_training import Lesson, check_lesson, denoising_loss, latents_of
@@ -43,7 +45,7 @@ class Plan:
     network: Literal["unet", "dit"] = "unet"
     unet: UNetConfig = UNetConfig(widths=(16, 48, 96), attention=(False, False, True), layers=1, groups=16)
     dit: ClassDiTConfig = ClassDiTConfig(patch=4, width=192, layers=6, heads=6)
-    autoencoder: str | None = None                                     # folder of one; None: in pixels
+    autoencoder: str | None = None                                     # a shipped name or a folder; None: in pixels
     schedule: Schedule = Schedule("flow", "velocity", "dpm_solver")
     lesson: Lesson = Lesson()
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000, batch=16, lr=2e-3, warmup=50, decay=0.5, weight_decay=0.01,
@@ -66,7 +68,7 @@ def main():
     sizes = plan.size, plan.channels
     data = labelled_pictures(args.data, *sizes, split=args.split) if args.data else digit_pictures(*sizes)
     data = data if plan.classes else data.plain()
-    autoencoder = read_any(Path(plan.autoencoder)) if plan.autoencoder else None
+    autoencoder = read_any(resolve(plan.autoencoder, "imagegen")) if plan.autoencoder else None
     torch.manual_seed(plan.train.seed)
     model = network_of(plan, len(data.names), autoencoder)
     print(f"{len(data):,} pictures in {len(data.names) or 'no'} classes; {sum(p.numel() for p in model.parameters()):,} parameters")

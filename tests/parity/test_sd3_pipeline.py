@@ -13,7 +13,7 @@ from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.sd3 import SD3
 from imagegen.joint_dit import JointDiT, JointDiTConfig
-from imagegen.text_to_image import read_part
+from imagegen.parts import read_part
 
 STEPS, SCALE, SHIFT, SIZE = 12, 3.0, 3.0, (16, 24)
 PARTS = {"transformer": (SD3, JointDiT, JointDiTConfig(channels=4, out_channels=4, size=8, places=12, width=24, layers=2, heads=2, context=32,
