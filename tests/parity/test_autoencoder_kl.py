@@ -41,6 +41,19 @@ def test_autoencoder_weights_survive_the_way_there_and_back(convs):
     assert AUTOENCODER_KL.to_ours(AUTOENCODER_KL.to_theirs(ours.cfg)) == ours.cfg
 
 
+@torch.no_grad()
+def test_a_folder_of_an_autoencoder_opens_on_both_sides(tmp_path):
+    from diffusers import AutoencoderKL
+    _, ours = opened((8, 12), 1, True)
+    ours.save_pretrained(tmp_path / "mine")
+    latents = torch.randn(1, 3, 8, 8)
+    theirs, again = (cls.from_pretrained(tmp_path / "mine") for cls in (AutoencoderKL, Autoencoder))
+    assert torch.equal(again.decode(latents), ours.decode(latents)) and not any(p.requires_grad for p in again.parameters())
+    torch.testing.assert_close(theirs.decode(latents).sample, ours.decode(latents), rtol=1e-5, atol=1e-5)
+    ours.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    assert torch.equal(Autoencoder.from_pretrained(tmp_path / "half").decode(latents), ours.bfloat16().float().decode(latents))
+
+
 def test_old_spelling_of_the_attention_opens():
     _, ours = opened((8, 12), 1, True)
     spelt = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
