@@ -74,7 +74,7 @@ def answers(train):
 
 class Judge:
     """pictures -> answers of one kind."""
-    steps = {"name": 4000, "design": 1500, "concept": 6000, "tone": 2500}
+    steps = {"name": 4000, "design": 4000, "concept": 6000, "tone": 2500}
 
     def __init__(self, kind, answer, train, folder):
         self.answer = answer
