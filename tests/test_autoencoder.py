@@ -1,4 +1,5 @@
 """The autoencoder of pictures."""
+import itertools
 import json
 
 import numpy as np
@@ -9,8 +10,10 @@ from gencore.check import ConfigError, InputError
 from gencore.optim import make_optimizer
 from gencore.train import Run, TrainConfig
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss, draw_latents
-from imagegen.data import to_bytes, to_unit
+from imagegen.autoencoder_training import psnr
+from imagegen.data import square, to_bytes, to_unit
 from imagegen.training import Captioned, train_decoder
+from multimodal.scenes import compose, paint, requests
 
 TINY = AutoencoderConfig(channels=(8, 16), latent=4, groups=2, size=16)
 
@@ -86,3 +89,13 @@ def test_wrong_pictures_and_groups_are_refused():
         Autoencoder(TINY).encode(torch.zeros(1, 4, 16, 16))
     with pytest.raises(ConfigError, match="groups"):
         AutoencoderConfig(channels=(8, 15), groups=2)
+
+
+@torch.no_grad()
+def test_the_shipped_autoencoder_brings_scenes_back_and_its_latents_are_standard():
+    rng = np.random.default_rng(5)
+    pixels = torch.stack([square(paint(compose(request, rng)), 64) for request in itertools.islice(requests(rng), 40)])
+    model = Autoencoder.from_pretrained("autoencoder")
+    assert psnr(model, pixels) > 30                                    # all white has 15
+    mean, logvar = model.encode(to_unit(pixels))
+    assert mean.shape == (40, 16, 8, 8) and 0.2 < mean.std() < 2 and logvar.exp().mean() < 0.1
