@@ -5,8 +5,8 @@
 
 Each of its test classes for a layout that is written here is run on a folder with our weights: its tiny configuration becomes ours, a model is
 made from it, exported, and stands in the place of the one that the class would make. The schedulers' tests get the scheduler_config.json that is
-written here. Nothing of the checkout is kept. What a CPU without a network
-can't do is skipped by the tests themselves. Writes benchmarks/results/diffusers_mixins.json."""
+written here. Nothing of the checkout is kept. What a CPU without a network can't do is skipped by the tests themselves. Writes
+benchmarks/results/diffusers_mixins.json."""
 import argparse
 import copy
 import functools
