@@ -62,7 +62,7 @@ def quality(args):
             "emoji": lambda split: cached(args.judges, f"emoji-{split}", lambda: emoji(args.data / "emoji", split))}
     digit_judge, emoji_judge = judges(args.judges, real)
     painter = TextToImage.from_pretrained(args.painter)
-    labelled_grid(painter(TWENTY_FOUR, seed=args.seed), TWENTY_FOUR, columns=8, side=140).save(RESULTS / "twenty-four.png")
+    labelled_grid(painter(TWENTY_FOUR, seed=args.seed), TWENTY_FOUR, columns=8, side=140, room=50).save(RESULTS / "twenty-four.png")
     return {**digit_figures(painter, digit_judge, real["mnist"]("test"), args.seed),
             **emoji_figures(painter, emoji_judge, real["emoji"]("train"), args),
             **autoencoder_figures(painter.painter.autoencoder, real["emoji"]), **design_figures(painter, emoji_judge, args)}
