@@ -60,7 +60,7 @@ def grid(pictures, columns, gap=2):
     return sheet
 
 
-def labelled_grid(pictures, labels, columns, side=160, room=34):
+def labelled_grid(pictures, labels, columns, *, side=160, room=34):
     """PIL pictures and a label for each -> one PIL picture; side: of a field in pixels, room: for the words under it."""
     from PIL import Image, ImageDraw, ImageFont
     sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * (side + room)), "white")
