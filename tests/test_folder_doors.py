@@ -1,5 +1,6 @@
 """Whatever a checkpoint folder holds, from_pretrained of every kind opens it or refuses it at once, naming file and tensor or field."""
 import contextlib
+import gc
 import json
 import random
 import re
@@ -32,7 +33,10 @@ def folders():
         save_all(Path(place))
         for name in KINDS:
             OPENERS[name].from_pretrained(Path(place, name))         # imports take their time once
+        gc.collect()
+        gc.freeze()                                                  # nor is it a refusal's time that all that other tests left is walked
         yield Path(place)
+        gc.unfreeze()
 
 
 @pytest.fixture(params=KINDS)
