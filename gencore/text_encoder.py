@@ -1,8 +1,9 @@
 """Prompts -> states that a picture or sound model looks at: the encoder of T5 (Raffel et al. 2020), on the core's Transformer.
 
 Two-way attention without scale, a learned bias by distance, RMS norms, gated MLPs; the folder opens as transformers' T5EncoderModel."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from gencore.attention import AttentionConfig
@@ -58,6 +59,17 @@ class TextEncoder(nn.Module):
     def forward(self, ids, keep=None):
         dims("ids", ids, "B T")
         return self.transformer(self.tokens(ids), None if keep is None else padding(keep))
+
+
+@torch.no_grad()
+def deeper(encoder, layers):
+    """TextEncoder -> a new one of so many layers that gives the same states: what the added ones add is zero until they are trained."""
+    new, weights = TextEncoder(replace(encoder.cfg, layers=layers)), encoder.state_dict()
+    new.load_state_dict({**new.state_dict(), **weights})
+    for block in new.transformer.blocks[encoder.cfg.layers:]:
+        block.attention.out.weight.zero_()
+        block.mlp.down.weight.zero_()
+    return new
 
 
 def train_prompt_tokenizer(captions, vocab=3072, length=32):

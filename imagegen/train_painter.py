@@ -19,7 +19,7 @@ import torch
 
 from gencore.check import command
 from gencore.config import override
-from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
+from gencore.text_encoder import TextEncoder, TextEncoderConfig, deeper, train_prompt_tokenizer
 from gencore.train import Run, TrainConfig
 from imagegen.alignment import Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
@@ -46,7 +46,7 @@ class Plan:
     digit_share: float = 0.15                          # of each batch
     scene_share: float = 0.3                           # of each batch, where there are scenes
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(32, 32, 64, 96)))
-    words: TextEncoderConfig = TextEncoderConfig()
+    words: TextEncoderConfig = TextEncoderConfig(layers=4)       # with --base: layers that it lacks are added
     transformer: DiTConfig = DiTConfig(patch=1)        # 64 tokens: one of 2 x 2 latents would be as large as a small shape of a scene
     finer: bool = False                                # with --base: its transformer, of larger tokens, goes on with single latents
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
@@ -65,12 +65,12 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/")
     parser.add_argument("--out", type=Path, default=Path("runs/painter"))
     parser.add_argument("--base", help="a painter to go on from, by name or folder")
-    parser.add_argument("--parts", help=f"with --base: what goes on, of {','.join(PARTS)} (default: prompts,transformer); decoder goes alone")
+    parser.add_argument("--parts", help=f"with --base: what goes on, of {','.join(PARTS)} (default: transformer); decoder goes alone")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_intermixed_args()
     if args.parts and not args.base:
         parser.error("--parts needs --base: which painter's parts should go on?")
-    args.parts = args.parts.split(",") if args.parts else ["prompts", "transformer"]
+    args.parts = args.parts.split(",") if args.parts else ["transformer"]
     if args.parts != ["decoder"] and ("transformer" not in args.parts or not set(args.parts) < set(PARTS)):
         parser.error(f"--parts should hold transformer and some of {', '.join(PARTS[:2])}, or be decoder alone, got {','.join(args.parts)}")
     plan = override(Plan(), args.settings)
@@ -109,8 +109,10 @@ def train(plan, sets, args):
         painter, tokenizer = before.painter, before.tokenizer
         painter.transformer = finer(painter.transformer) if plan.finer else painter.transformer
         painter.transformer.requires_grad_(True)                # what is loaded is at rest
-        painter.text_encoder.requires_grad_(True)
         parts = args.parts
+        if plan.words.layers > painter.text_encoder.cfg.layers:
+            painter.text_encoder = deeper(painter.text_encoder, plan.words.layers)
+        painter.text_encoder.requires_grad_("prompts" in parts)         # else it has learnt more by drawing than contrast can teach it
         painter.autoencoder.requires_grad_("autoencoder" in parts)
     else:
         tokenizer = train_prompt_tokenizer(vocabulary(sets), plan.words.vocab, length=32)
@@ -146,13 +148,13 @@ def sharpen(plan, sets, args):
 
 
 def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
-    """Sets -> Captioned. A concept counts once, however many tones and genders it has; people, signs and flags count less.
+    """Sets -> Captioned. A concept counts once, however many tones and genders it has; signs and flags count less.
 
     digits, scenes: their shares of a batch; favour: how often a common name comes to a rare one; noto: how often that design comes to each other."""
     drawn = sets.emoji if flags else sets.emoji.where(lambda row: row["group"] != "Flags")
     scenes = scenes if len(sets.scenes) else 0.0
     copies = Counter((row["concept"], row["style"]) for row in drawn.rows)
-    less = {"People & Body": 0.6, "Symbols": 0.5, "Flags": 0.3}
+    less = {"Symbols": 0.5, "Flags": 0.3}
     weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) * (noto if row["style"] == "noto" else 1.0)
                         / copies[row["concept"], row["style"]] for row in drawn.rows])
     even = [np.full(len(part), share / max(1, len(part))) for part, share in ((sets.digits, digits), (sets.scenes, scenes))]

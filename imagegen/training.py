@@ -132,10 +132,13 @@ def transformer_loss(model, batch, generator, *, alignment=0.5):
 
 
 def drawing_losses(painter, batch, generator, *, transformer=None):
-    """Flow matching at levels with more noise than data -> (B,). transformer(x, t, prompt): another one than the painter's, which goes with it."""
+    """Flow matching -> (B,). transformer(x, t, prompt): another one than the painter's, which goes with it.
+
+    Most levels are of much noise: what a prompt's words are worth (the loss with another picture's prompt, less the loss with its own) is largest
+    at 0.8 for scenes and at 0.9 to 0.95 for emoji, and a tenth of that below 0.4."""
     latents, transformer = batch["latents"], transformer or painter.transformer
     prompt = Memory(painter.text_encoder(batch["ids"], batch["keep"]), batch["keep"])
-    levels = logit_normal(len(latents), generator, mean=0.3).to(latents)
+    levels = logit_normal(len(latents), generator, mean=1.0, std=1.2).to(latents)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     return flow_loss(lambda x, t: transformer(x, t, prompt), latents, noise, levels)
 

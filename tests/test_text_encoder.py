@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gencore.check import InputError
-from gencore.text_encoder import TextEncoder, TextEncoderConfig, encode_prompts, train_prompt_tokenizer
+from gencore.text_encoder import TextEncoder, TextEncoderConfig, deeper, encode_prompts, train_prompt_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,12 @@ def test_padded_prompts_have_the_states_of_single_ones(tokenizer):
 def test_word_order_matters():
     model = small()
     assert not torch.allclose(model(torch.tensor([[5, 9]])).mean(1), model(torch.tensor([[9, 5]])).mean(1), atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_deeper_encoder_gives_the_same_states_at_first(tokenizer):
+    ids, keep, _ = encode_prompts(tokenizer, ["", "red apple"], 8)
+    model = small()
+    more = deeper(model, 5).eval()
+    assert more.cfg.layers == 5 and torch.equal(more(ids, keep), model(ids, keep))
+    assert more.transformer.blocks[4].mlp.gate_up.weight.any()

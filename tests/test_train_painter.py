@@ -17,7 +17,7 @@ from imagegen.text_to_image import Painter
 
 TINY = override(train_painter.Plan(), ["prompts.steps=1", "prompts.batch=4", "painting.steps=2", "painting.batch=2", "painting.warmup=1",
                                        "decoding.steps=2", "decoding.batch=2", "decoding.warmup=1", "decoding.ema=null", "painting.ema=null",
-                                       "autoencoding.steps=1", "autoencoding.batch=2", "autoencoding.warmup=1"])
+                                       "autoencoding.steps=1", "autoencoding.batch=2", "autoencoding.warmup=1", "words.layers=2"])
 
 
 def emoji_rows():
@@ -68,6 +68,12 @@ def test_a_transformer_goes_on_with_finer_tokens(go_on, tmp_path):
     before, after = go_on(train_painter.train, "transformer", plan=override(TINY, ["finer=true"]), base=tmp_path / "coarse")
     assert before.transformer.cfg == transformer
     assert after.transformer.cfg == replace(transformer, patch=1, interpolation=2.0)
+
+
+def test_a_prompt_encoder_gets_layers_that_it_lacks(go_on):
+    before, after = go_on(train_painter.train, "transformer", plan=override(TINY, ["words.layers=5"]))
+    assert after.text_encoder.cfg == replace(before.text_encoder.cfg, layers=5)
+    assert after.text_encoder.transformer.blocks[-1].mlp.down.weight.any()
 
 
 def test_shares_of_a_batch_are_as_asked_and_scenes_may_be_missing():
