@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gencore import fused
 from gencore.config import Share, Size, check_fields
 
 ACTIVATIONS = {
@@ -75,11 +76,13 @@ class MLP(nn.Module):
 
     def __init__(self, width, cfg):
         super().__init__()
-        self.act = ACTIVATIONS[cfg.activation]
+        self.activation, self.act = cfg.activation, ACTIVATIONS[cfg.activation]
         self.up = nn.Linear(width, cfg.width, bias=cfg.bias)
         self.down = nn.Linear(cfg.width, width, bias=cfg.bias)
 
     def forward(self, x):
+        if self.activation in fused.POST and fused.fits(x, self.up) and fused.fits(x, self.down):
+            return fused.product(fused.product(x, self.up, self.activation), self.down)
         return self.down(self.act(self.up(x)))
 
 

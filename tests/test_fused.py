@@ -1,0 +1,45 @@
+"""Linear layer and activation in one call: the same numbers, and the usual way wherever it does not apply."""
+import pytest
+import torch
+from torch import nn
+
+from gencore import fused
+from gencore.layers import MLP, MLPConfig
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(fused.ROWS, 24), (3, 17, 24), (2, 5, 7, 24)])
+def test_an_mlp_without_gradients_gives_what_it_gives_with_them(activation, bias, shape):
+    torch.manual_seed(0)
+    mlp, x = MLP(24, MLPConfig(40, activation=activation, bias=bias)), torch.randn(shape)
+    with torch.no_grad():
+        assert fused.fits(x, mlp.up)
+        got, transposed = mlp(x), mlp(x.transpose(0, -2)).transpose(0, -2)
+    assert got.shape == x.shape and not got.requires_grad
+    torch.testing.assert_close(got, mlp(x).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(transposed, got, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_what_does_not_fit_goes_the_usual_way():
+    x, linear = torch.randn(fused.ROWS, 8), nn.Linear(8, 8)
+    assert fused.fits(x, linear)
+    assert not fused.fits(x[:1], linear) and not fused.fits(x.double(), linear.double())
+    assert not fused.fits(x, nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.fits(x, nn.Linear(8, 8))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not fused.fits(x, nn.Linear(8, 8))
+    with torch.enable_grad():
+        assert not fused.fits(x, nn.Linear(8, 8))
+
+
+@torch.no_grad()
+def test_hooks_are_called():
+    mlp, x, seen = MLP(8, MLPConfig(16)), torch.randn(fused.ROWS, 8), []
+    for layer in (mlp.up, mlp.down):
+        handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+        mlp(x)
+        handle.remove()
+    assert seen == [(fused.ROWS, 16), (fused.ROWS, 8)]
