@@ -157,12 +157,21 @@ def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
     less = {"Symbols": 0.5, "Flags": 0.3}
     weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) * (noto if row["style"] == "noto" else 1.0)
                         / copies[row["concept"], row["style"]] for row in drawn.rows])
-    even = [np.full(len(part), share / max(1, len(part))) for part, share in ((sets.digits, digits), (sets.scenes, scenes))]
-    weights = np.concatenate((weights / weights.sum() * (1 - digits - scenes), *even))
+    cells = torch.stack([cells_of(row) for row in sets.scenes.rows]) if len(sets.scenes) else torch.empty(0, 3, 8, 8, dtype=torch.int8)
+    mixed = np.array([2.0 if len(part.flatten(1).unique(dim=1).T) > 2 else 1.0 for part in cells])        # two kinds of things are the hardest
+    weights = np.concatenate((weights / weights.sum() * (1 - digits - scenes), np.full(len(sets.digits), digits / max(1, len(sets.digits))),
+                              mixed * scenes / max(1.0, mixed.sum())))
     rows = [*drawn.rows, *sets.digits.rows, *sets.scenes.rows]
     numbers = {key: i for i, key in enumerate(dict.fromkeys(map(thing, rows)))}
     pixels = torch.cat((drawn.pixels, sets.digits.pixels, sets.scenes.pixels))
-    return Captioned(pixels, lambda i, rng: caption(rows[i], rng), torch.tensor([numbers[thing(row)] for row in rows]), weights)
+    unknown = torch.full((len(rows) - len(cells), 3, 8, 8), -1, dtype=torch.int8)
+    return Captioned(pixels, lambda i, rng: caption(rows[i], rng), torch.tensor([numbers[thing(row)] for row in rows]), weights,
+                     torch.cat((unknown, cells)) if len(cells) else None)
+
+
+def cells_of(row):
+    """A row of a scene -> its cells (3,8,8): shape, colour and size of what lies there."""
+    return torch.frombuffer(bytearray(row["cells"]), dtype=torch.int8).view(3, 8, 8)
 
 
 def thing(row):

@@ -33,6 +33,7 @@ class Captioned:
     caption: Callable               # (i, rng) -> a caption of picture i; another wording each time, if there are several
     things: torch.Tensor            # (N,) long: pictures of one thing have one number; contrast is between things
     weights: np.ndarray             # (N,) how often a picture is drawn, in proportion
+    cells: torch.Tensor | None = None               # (N, K, h, w) int8: K properties of what lies on each cell, 0 = nothing; -1 = not known
 
     def draw(self, count, rng):
         """count picture numbers (count,)."""
@@ -85,9 +86,12 @@ def train_transformer(painter, tower, tokenizer, data, *, config, run):
     """Painter whose encoder and autoencoder are trained + Captioned -> the painter, its transformer trained and its encoder with it: names are learnt
     by contrast, whose colour it is and what is above what by drawing."""
     places = places_of(tower, data.pixels)
-    batches = latent_batches(painter, tokenizer, data, config, beside=lambda rows: {"places": places[rows].float()})
+    cells = {} if data.cells is None else {"cells": data.cells}
+    batches = latent_batches(painter, tokenizer, data, config,
+                             beside=lambda rows: {"places": places[rows].float()} | {name: part[rows].long() for name, part in cells.items()})
     painter.text_encoder.requires_grad_(True)
-    fit(Learner(painter, places.shape[1]), transformer_loss, batches, config, run=run)
+    kinds = [] if data.cells is None else [int(part.max()) + 1 for part in data.cells.unbind(1)]
+    fit(Learner(painter, places.shape[1], kinds), transformer_loss, batches, config, run=run)
     return painter.eval().requires_grad_(False)
 
 
@@ -105,30 +109,40 @@ def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
 
 
 class Learner(nn.Module):
-    """A painter, and a line that compares a middle layer with the picture tower (REPA, Yu et al. 2025); the line is not exported."""
+    """A painter, and two lines that are not exported: one compares an early layer with the picture tower (REPA, Yu et al. 2025), one says of a later
+    layer what will lie on each cell, where that is known: which of two things has which colour is a small part of a picture's error, and all of this."""
 
-    def __init__(self, painter, tower_width):
+    def __init__(self, painter, tower_width, kinds=()):
+        """kinds: how many values each property of a cell has."""
         super().__init__()
-        self.painter = painter
-        self.match = nn.Linear(painter.transformer.cfg.width, tower_width)
-        self.middle = None
-        blocks = painter.transformer.transformer.blocks
-        blocks[len(blocks) // 3].register_forward_hook(self._look)
-
-    def _look(self, block, inputs, states):
-        self.middle = states                                                            # (B, P, D)
+        self.painter, self.kinds = painter, list(kinds)
+        width, blocks = painter.transformer.cfg.width, painter.transformer.transformer.blocks
+        self.match, self.tell = nn.Linear(width, tower_width), nn.Linear(width, sum(kinds)) if kinds else None
+        self.early = self.late = None
+        blocks[len(blocks) // 3].register_forward_hook(lambda block, inputs, states: setattr(self, "early", states))
+        blocks[2 * len(blocks) // 3].register_forward_hook(lambda block, inputs, states: setattr(self, "late", states))
 
     def likeness(self, places):
-        """places (B,W,h,w) of the clean picture -> cosine to the middle layer, mean over places (B,)."""
-        side = int(self.middle.shape[1] ** 0.5)
+        """places (B,W,h,w) of the clean picture -> cosine to the early layer, mean over places (B,)."""
+        side = int(self.early.shape[1] ** 0.5)
         wanted = F.adaptive_avg_pool2d(places, side).flatten(2).transpose(1, 2)         # (B, P, W)
-        return F.cosine_similarity(self.match(self.middle), wanted, dim=-1).mean(1)
+        return F.cosine_similarity(self.match(self.early), wanted, dim=-1).mean(1)
+
+    def misnamed(self, cells):
+        """cells (B,K,h,w) -> cross-entropy of what lies where (B,), 0 where it is not known; empty cells, which are many, count a quarter."""
+        side = int(self.late.shape[1] ** 0.5)
+        wanted = cells[..., ::cells.shape[-2] // side, ::cells.shape[-1] // side].flatten(2)               # (B, K, P)
+        said = self.tell(self.late).transpose(1, 2).float().split(self.kinds, 1)                           # K times (B, values, P)
+        losses = torch.stack([F.cross_entropy(part, want, reduction="none", ignore_index=-1) for part, want in zip(said, wanted.unbind(1))], 1)
+        return (losses * torch.where(wanted > 0, 1.0, 0.25)).mean((1, 2))
 
 
-def transformer_loss(model, batch, generator, *, alignment=0.5):
-    """The losses of drawing, and half of one minus the likeness -> (sum, pictures)."""
-    losses = drawing_losses(model.painter, batch, generator)
-    return (losses + alignment * (1 - model.likeness(batch["places"]))).sum(), len(losses)
+def transformer_loss(model, batch, generator, *, alignment=0.5, naming=1.0):
+    """The losses of drawing, half of one minus the likeness, and what is misnamed -> (sum, pictures)."""
+    losses = drawing_losses(model.painter, batch, generator) + alignment * (1 - model.likeness(batch["places"]))
+    if "cells" in batch:
+        losses = losses + naming * model.misnamed(batch["cells"])
+    return losses.sum(), len(losses)
 
 
 def drawing_losses(painter, batch, generator, *, transformer=None):

@@ -1,6 +1,6 @@
 """Scenes of coloured shapes, drawn exactly: what is where is known, said in several wordings, and every object has its mask.
 
-    python -m multimodal.scenes --out FOLDER/scenes --count 12000        train.parquet: image, text, captions, scene (JSON)
+    python -m multimodal.scenes --out FOLDER/scenes --count 12000        train.parquet: image, text, captions, scene (JSON), cells
 
 A `Request` is what a caption asks for; `compose` fills in what it leaves open and makes a `Scene`; `paint` draws it, `masks` says which pixels are
 whose, `answered` compares any list of objects (a scene's own, or what a recogniser sees in somebody's drawing) with the request. Some pairs of
@@ -185,6 +185,16 @@ def masks(things, size=64):
     return np.stack([np.asarray(coverage) >= 128 for coverage in _coverage(things, size)])
 
 
+def cells(things, side=8):
+    """Things -> int8 (3, side, side): shape, colour and size (from 1, in the order of SHAPES, COLOURS, SIZES) of what lies on a cell; 0: nothing."""
+    found = np.zeros((3, side, side), np.int8)
+    for thing, mask in zip(things, masks(things, 8 * side)):
+        on = mask.reshape(side, 8, side, 8).mean((1, 3)) >= 0.25
+        found[:, on] = np.array([[list(known).index(value) + 1] for known, value in
+                                 ((SHAPES, thing.shape), (COLOURS, thing.colour), (SIZES, thing.size))])
+    return found
+
+
 def _coverage(things, size, finer=8):
     """How much of each pixel each thing covers, as grey PIL images."""
     from PIL import Image, ImageDraw
@@ -265,7 +275,7 @@ def main():
 
 
 def write(path, count, *, size=64, seed=0):
-    """A parquet file of scenes without held-out pairs: image (PNG), captions (four wordings; text: the first), scene (JSON)."""
+    """A parquet file of scenes without held-out pairs: image (PNG), captions (four wordings; text: the first), scene (JSON), cells (bytes)."""
     import pyarrow
     import pyarrow.parquet as parquet
     rng, rows = np.random.default_rng(seed), []
@@ -274,7 +284,7 @@ def write(path, count, *, size=64, seed=0):
         paint(things, size).save(file, "PNG")
         wordings = [caption(request, rng) for _ in range(4)]
         rows.append({"image": {"bytes": file.getvalue(), "path": None}, "text": wordings[0], "captions": wordings,
-                     "scene": json.dumps(graph(things))})
+                     "scene": json.dumps(graph(things)), "cells": cells(things).tobytes()})
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 

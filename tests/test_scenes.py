@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from gencore.check import InputError
 from imagegen.data import caption as caption_of_row
 from imagegen.data import scenes as read_scenes
+from imagegen.train_painter import cells_of
 from multimodal import scenes
 from multimodal.scenes import COLOURS, HELD_OUT, NUMBERS, SHAPES, Group, Request, Thing, answered, caption, compose, masks, paint, requests
 
@@ -88,6 +90,13 @@ def test_relations_have_their_opposites():
         assert {(j, back[name], i) for i, name, j in found} == set(found)
 
 
+def test_cells_say_what_lies_where():
+    shape, colour, size = scenes.cells([Thing("red", "square", "large", 0.25, 0.25, 0.18), Thing("black", "ring", "small", 0.75, 0.75, 0.11)])
+    assert shape[:4, :4].max() == 1 + scenes.SHAPES.index("square") and (shape[:4, 4:] == 0).all() and (shape[4:, :4] == 0).all()
+    assert set(colour[4:, 4:].flatten()) == {0, 1 + list(scenes.COLOURS).index("black")} and set(size[4:, 4:].flatten()) == {0, 1}
+    assert ((shape > 0) == (colour > 0)).all() and (size[1:3, 1:3] == 2).all()
+
+
 @pytest.mark.parametrize("wrong, words", [
     (lambda: Request((Group("mauve", "circle"),)), "colour should be one of red"),
     (lambda: Request((Group("red", "circle", count=5),)), "at most 4 things"),
@@ -105,6 +114,7 @@ def test_written_scenes_are_read_back(tmp_path):
     for pixels, row, request in zip(found.pixels, found.rows, requests(rng)):
         things = compose(request, rng)
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(paint(things)))
+        assert torch.equal(cells_of(row), torch.from_numpy(scenes.cells(things)))
         assert row["captions"] == [caption(request, rng) for _ in range(4)] and caption_of_row(row, np.random.default_rng(0)) in row["captions"]
     import pyarrow.parquet as parquet
     assert json.loads(parquet.read_table(tmp_path / "train.parquet").column("scene")[-1].as_py()) == json.loads(json.dumps(scenes.graph(things)))

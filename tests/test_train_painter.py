@@ -35,7 +35,7 @@ def go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(train_painter, "SHOWN", ["red circle, noto style"])
     written = Pictures(torch.full((4, 3, 64, 64), 255, dtype=torch.uint8), [{"label": label} for label in range(4)])
 
-    composed = Pictures(torch.full((2, 3, 64, 64), 200, dtype=torch.uint8), [{"captions": ["a red circle", "one red circle"]}] * 2)
+    composed = Pictures(torch.full((2, 3, 64, 64), 200, dtype=torch.uint8), [{"captions": ["a red circle", "one red circle"], "cells": bytes(3 * 64)}] * 2)
 
     def run(part, made, parts=("transformer",), *, plan=TINY, base="painter"):
         sets = train_painter.Sets(emoji_rows(), written, composed)
@@ -79,7 +79,7 @@ def test_a_prompt_encoder_gets_layers_that_it_lacks(go_on):
 def test_shares_of_a_batch_are_as_asked_and_scenes_may_be_missing():
     few = Pictures(torch.zeros(3, 3, 64, 64, dtype=torch.uint8), [{"label": 1}] * 3)
     none = Pictures(torch.empty(0, 3, 64, 64, dtype=torch.uint8), [])
-    some = Pictures(few.pixels[:2], [{"captions": ["a red circle"]}] * 2)
+    some = Pictures(few.pixels[:2], [{"captions": ["a red circle"], "cells": bytes(3 * 64)}] * 2)
     shares = [train_painter.captioned(train_painter.Sets(emoji_rows(), few, composed), digits=0.2, scenes=0.3).weights for composed in (some, none)]
     assert [round(float(part.sum()), 6) for part in np.split(shares[0], (4, 7))] == [0.5, 0.2, 0.3]
     assert [round(float(part.sum()), 6) for part in np.split(shares[1], (4, 7))] == [0.8, 0.2, 0.0]
