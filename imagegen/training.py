@@ -86,9 +86,8 @@ def train_transformer(painter, tower, tokenizer, data, *, config, run):
     """Painter whose encoder and autoencoder are trained + Captioned -> the painter, its transformer trained and its encoder with it: names are learnt
     by contrast, whose colour it is and what is above what by drawing."""
     places = places_of(tower, data.pixels)
-    cells = {} if data.cells is None else {"cells": data.cells}
-    batches = latent_batches(painter, tokenizer, data, config,
-                             beside=lambda rows: {"places": places[rows].float()} | {name: part[rows].long() for name, part in cells.items()})
+    beside = lambda rows: {"places": places[rows].float()} | ({} if data.cells is None else {"cells": data.cells[rows].long()})
+    batches = latent_batches(painter, tokenizer, data, config, beside=beside)
     painter.text_encoder.requires_grad_(True)
     kinds = [] if data.cells is None else [int(part.max()) + 1 for part in data.cells.unbind(1)]
     fit(Learner(painter, places.shape[1], kinds), transformer_loss, batches, config, run=run)
@@ -109,8 +108,8 @@ def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
 
 
 class Learner(nn.Module):
-    """A painter, and two lines that are not exported: one compares an early layer with the picture tower (REPA, Yu et al. 2025), one says of a later
-    layer what will lie on each cell, where that is known: which of two things has which colour is a small part of a picture's error, and all of this."""
+    """A painter, and two lines that are not exported: one compares an early layer with the picture tower (REPA, Yu et al. 2025), one tells from a
+    later layer what will lie on each cell, where that is known. Which of two things is red is a small part of a picture's error, and all of this one."""
 
     def __init__(self, painter, tower_width, kinds=()):
         """kinds: how many values each property of a cell has."""
