@@ -109,7 +109,7 @@ def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
 
 class Learner(nn.Module):
     """A painter, and two lines that are not exported: one compares an early layer with the picture tower (REPA, Yu et al. 2025), one tells from a
-    later layer what will lie on each cell, where that is known. Which of two things is red is a small part of a picture's error, and all of this one."""
+    later layer what will lie on each cell, where that is known. Which of two things is red is little of a picture's error, and all of this one."""
 
     def __init__(self, painter, tower_width, kinds=()):
         """kinds: how many values each property of a cell has."""

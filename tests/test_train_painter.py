@@ -34,8 +34,8 @@ def go_on(tmp_path, monkeypatch):
     """Runs a part on the shipped painter -> (before, after)."""
     monkeypatch.setattr(train_painter, "SHOWN", ["red circle, noto style"])
     written = Pictures(torch.full((4, 3, 64, 64), 255, dtype=torch.uint8), [{"label": label} for label in range(4)])
-
-    composed = Pictures(torch.full((2, 3, 64, 64), 200, dtype=torch.uint8), [{"captions": ["a red circle", "one red circle"], "cells": bytes(3 * 64)}] * 2)
+    circle = {"captions": ["a red circle", "one red circle"], "cells": bytes(3 * 64)}
+    composed = Pictures(torch.full((2, 3, 64, 64), 200, dtype=torch.uint8), [circle] * 2)
 
     def run(part, made, parts=("transformer",), *, plan=TINY, base="painter"):
         sets = train_painter.Sets(emoji_rows(), written, composed)
