@@ -5,6 +5,7 @@ from torch import nn
 
 from gencore import fused
 from gencore.layers import MLP, MLPConfig
+from gencore.processor import multiplies_bfloat16
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
@@ -27,12 +28,26 @@ def test_what_does_not_fit_goes_the_usual_way():
     assert fused.fits(x, linear)
     assert not fused.fits(x[:1], linear) and not fused.fits(x.double(), linear.double())
     assert not fused.fits(x, nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not fused.fits(x, nn.Linear(8, 8))
+    assert not fused.fits(x.bfloat16(), nn.Linear(8, 8)) and not fused.fits(x.half(), nn.Linear(8, 8).half())
     with torch.backends.mkldnn.flags(enabled=False):
         assert not fused.fits(x, nn.Linear(8, 8))
     with torch.enable_grad():
         assert not fused.fits(x, nn.Linear(8, 8))
+
+
+@pytest.mark.skipif(not multiplies_bfloat16("cpu"), reason="products of bfloat16 are emulated here")
+def test_in_bfloat16_it_is_no_further_from_float32_than_the_usual_way():
+    torch.manual_seed(0)
+    mlp, x = MLP(64, MLPConfig(128, activation="gelu_tanh", bias=True)), torch.randn(fused.ROWS, 64)
+    exact = mlp(x).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = mlp(x).detach()
+        with torch.no_grad():
+            got = mlp(x)
+    with torch.no_grad():
+        cast = mlp.bfloat16()(x.bfloat16())
+    assert got.dtype == usual.dtype == cast.dtype == torch.bfloat16
+    assert torch.equal(got, cast) and (got - exact).abs().max() <= 1.2 * (usual - exact).abs().max()
 
 
 @torch.no_grad()
