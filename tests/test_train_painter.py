@@ -14,6 +14,7 @@ from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.data import Pictures
 from imagegen.dit import DiT, DiTConfig
 from imagegen.text_to_image import Painter
+from imagegen.training import Learner
 
 TINY = override(train_painter.Plan(), ["prompts.steps=1", "prompts.batch=4", "painting.steps=2", "painting.batch=2", "painting.warmup=1",
                                        "decoding.steps=2", "decoding.batch=2", "decoding.warmup=1", "decoding.ema=null", "painting.ema=null",
@@ -83,6 +84,31 @@ def test_shares_of_a_batch_are_as_asked_and_scenes_may_be_missing():
     shares = [train_painter.captioned(train_painter.Sets(emoji_rows(), few, composed), digits=0.2, scenes=0.3).weights for composed in (some, none)]
     assert [round(float(part.sum()), 6) for part in np.split(shares[0], (4, 7))] == [0.5, 0.2, 0.3]
     assert [round(float(part.sum()), 6) for part in np.split(shares[1], (4, 7))] == [0.8, 0.2, 0.0]
+
+
+def test_what_lies_where_is_learnt_where_it_is_known():
+    torch.manual_seed(0)
+    painter = Painter(DiT(DiTConfig(patch=1, width=24, layers=3, heads=2, captions=20)), torch.nn.Identity(), torch.nn.Identity())
+    learner, cells = Learner(painter, 5, [3, 4]), torch.zeros(2, 2, 8, 8, dtype=torch.long)
+    learner.late = torch.zeros(2, 64, 24, requires_grad=True)
+    with torch.no_grad():
+        learner.tell.bias.copy_(torch.tensor([0.0, 9, 0, 0, 0, 9, 0]))                 # says 1 and 2 of every cell
+    cells[0] += torch.tensor([1, 2])[:, None, None]
+    cells[1, :, 4:] = -1
+    losses = learner.misnamed(cells)
+    empty = -torch.log_softmax(torch.tensor([0.0, 9, 0]), 0)[0] - torch.log_softmax(torch.tensor([0.0, 0, 9, 0]), 0)[0]
+    torch.testing.assert_close(losses[1], empty / 16)                                  # half of two properties, a quarter of their weight
+    assert losses[0] < 1e-3 and learner.misnamed(torch.full_like(cells, -1)).eq(0).all()
+    losses.sum().backward()
+    assert learner.late.grad[1, :32].any() and not learner.late.grad[1, 32:].any()
+
+
+def test_larger_tokens_are_told_every_other_cell():
+    learner = Learner(Painter(DiT(DiTConfig(width=24, layers=3, heads=2, captions=20)), torch.nn.Identity(), torch.nn.Identity()), 5, [3])
+    torch.nn.init.zeros_(learner.tell.bias)
+    learner.late, cells = torch.zeros(1, 16, 24), torch.full((1, 1, 8, 8), -1)
+    cells[..., ::2, ::2] = 1
+    torch.testing.assert_close(learner.misnamed(cells), torch.tensor([3.0]).log())
 
 
 def test_a_decoder_goes_on_and_all_else_stays(go_on):
