@@ -18,8 +18,8 @@ def fits(x, linear):
         return False
     if linear._forward_hooks or linear._forward_pre_hooks or x.shape[:-1].numel() < ROWS or x.dtype != linear.weight.dtype and not autocasts():
         return False
-    dtype = dtype_of(x)
-    return (dtype == torch.float32 or dtype == torch.bfloat16 and multiplies_bfloat16("cpu")) and torch.backends.mkldnn.enabled
+    dtype, onednn = dtype_of(x), torch.backends.mkldnn
+    return (dtype == torch.float32 or dtype == torch.bfloat16 and multiplies_bfloat16("cpu")) and onednn.is_available() and onednn.enabled
 
 
 def autocasts():
