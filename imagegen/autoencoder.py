@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import attend
-from gencore.check import ConfigError, dims, floating
+from gencore.check import ConfigError, dims
 from gencore.checkpoint import resolve, save_folder
 from gencore.config import Few, Positive, Size, check_fields
 from gencore.kinds import expect_kind
 from imagegen.doubling import doubled_conv
-from imagegen.parts import read_part
+from imagegen.parts import part_files, read_part
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,7 @@ class Autoencoder(nn.Module):
     def save_pretrained(self, folder, dtype=torch.float32):
         """Writes diffusers' folder: config.json and the weights."""
         from imagegen.families.autoencoder_kl import AUTOENCODER_KL
-        weights = {name: tensor.to(floating(dtype)) for name, tensor in AUTOENCODER_KL.export_state(self.cfg, self.state_dict()).items()}
-        save_folder(folder, {"config.json": AUTOENCODER_KL.to_theirs(self.cfg), "diffusion_pytorch_model.safetensors": weights})
+        save_folder(folder, part_files(AUTOENCODER_KL, self.cfg, self.state_dict(), dtype=dtype))
 
 
 def draw_latents(mean, logvar, generator):

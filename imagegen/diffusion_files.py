@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import torch
 
-from gencore.check import CheckpointError, ConfigError, floating
+from gencore.check import CheckpointError, ConfigError
 from gencore.checkpoint import naming, read_json, resolve
 from gencore.kinds import expect_kind
 from gencore.recipe import lasting_name, made_with
@@ -14,7 +14,7 @@ from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
 from imagegen.families.dit import DIT, ROTARY_DIT
 from imagegen.families.unet import UNET
-from imagegen.parts import read_part
+from imagegen.parts import part_files, read_part
 from imagegen.schedule import Schedule, to_schedule, to_scheduler
 from imagegen.tiny_autoencoder import TinyAutoencoder, passes_through
 from imagegen.unet import UNet
@@ -89,9 +89,7 @@ def diffusion_files(denoiser, autoencoder=None, *, labels=(), schedule=None, dty
     index |= {"id2label": {str(i): label for i, label in enumerate(labels)}} if labels else {}
     files = {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
     for place, (family, cfg, state) in parts.items():
-        files[f"{place}/config.json"] = family.to_theirs(cfg)
-        state = {key: tensor.to(floating(dtype)) for key, tensor in state.items()}
-        files[f"{place}/diffusion_pytorch_model.safetensors"] = family.export_state(cfg, state)
+        files |= {f"{place}/{name}": content for name, content in part_files(family, cfg, state, dtype=dtype).items()}
     return files
 
 

@@ -1,7 +1,7 @@
-"""One component of a diffusers folder (a transformer, an autoencoder, an encoder of words) -> its module."""
+"""One component of a diffusers folder (a transformer, an autoencoder, an encoder of words), read and written."""
 import torch
 
-from gencore.check import CheckpointError
+from gencore.check import CheckpointError, floating
 from gencore.checkpoint import load_tensors, naming, tensor_shapes
 from gencore.families import read_config
 
@@ -20,3 +20,9 @@ def read_part(folder, family, Part, select=lambda tensors: tensors):
         state = family.import_state(cfg, select(load_tensors(files[0])))
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return module.requires_grad_(False)
+
+
+def part_files(family, cfg, state, *, dtype=torch.float32, weights="diffusion_pytorch_model"):
+    """Family, our configuration and weights -> {file: content} for `save_folder`; weights: what this kind of component calls that file."""
+    state = {key: tensor.to(floating(dtype)) for key, tensor in state.items()}
+    return {"config.json": family.to_theirs(cfg), f"{weights}.safetensors": family.export_state(cfg, state)}

@@ -27,7 +27,7 @@ from imagegen.dit import DiT, PromptCache
 from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.pixart import PIXART
 from imagegen.families.t5 import T5, encoder_only
-from imagegen.parts import read_part
+from imagegen.parts import part_files, read_part
 
 TOGETHER = 16               # pictures drawn in one batch; more prompts are drawn batch after batch
 FORMS = ("pil", "np", "pt")
@@ -285,12 +285,11 @@ def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):
     T5's config says float32 whatever is stored: transformers would go by the file, diffusers takes float32, and they must agree."""
     files = {"model_index.json": {"_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.42.1", **{k: list(v) for k, v in PARTS.items()}},
              "scheduler/scheduler_config.json": {**SCHEDULER, "flow_shift": shift}}
-    parts = (("transformer", "diffusion_pytorch_model", PIXART, painter.transformer),
-             ("vae", "diffusion_pytorch_model", AUTOENCODER_KL, painter.autoencoder), ("text_encoder", "model", T5, painter.text_encoder))
-    for folder, weights, family, module in parts:
-        state = {name: tensor.to(floating(dtype)) for name, tensor in module.state_dict().items()}
-        files[f"{folder}/config.json"] = family.to_theirs(module.cfg)
-        files[f"{folder}/{weights}.safetensors"] = family.export_state(module.cfg, state)
+    parts = (("transformer", PIXART, painter.transformer, "diffusion_pytorch_model"), ("text_encoder", T5, painter.text_encoder, "model"),
+             ("vae", AUTOENCODER_KL, painter.autoencoder, "diffusion_pytorch_model"))
+    for folder, family, module, weights in parts:
+        written = part_files(family, module.cfg, module.state_dict(), dtype=dtype, weights=weights)
+        files |= {f"{folder}/{name}": content for name, content in written.items()}
     return files | {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
 
 

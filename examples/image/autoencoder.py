@@ -29,6 +29,7 @@ from imagegen.data import grid, to_pil, to_unit
 from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.vq_model import VQ_MODEL
 from imagegen.labelled import LabelledBatches, digit_pictures, labelled_pictures
+from imagegen.parts import part_files
 from imagegen.training import first_of, standardised
 from imagegen.vq_autoencoder import VQAutoencoder, VQAutoencoderConfig
 
@@ -105,7 +106,7 @@ def files(plan, autoencoder, data):
     if plan.kind == "kl":
         autoencoder = standardised(copy.deepcopy(autoencoder), data.pixels[:1024])
     family, weights = (AUTOENCODER_KL, autoencoder.state_dict()) if plan.kind == "kl" else (VQ_MODEL, autoencoder.weights())
-    return {"config.json": family.to_theirs(autoencoder.cfg), "diffusion_pytorch_model.safetensors": family.export_state(autoencoder.cfg, weights)}
+    return part_files(family, autoencoder.cfg, weights)
 
 
 if __name__ == "__main__":
