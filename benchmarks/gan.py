@@ -1,12 +1,14 @@
 """Figures of GANs: the digits that digits-gan draws, and how many of a thousand kinds of stacked digits a recipe reaches, now and in 2015.
 
     python -m benchmarks.gan --data FOLDER                                (a folder with mnist/: train.parquet and test.parquet) the digits
+    python -m benchmarks.gan --data FOLDER --painter painter              the same table for digits drawn from words
     python -m benchmarks.gan --data FOLDER --train modern --seed 0        one training on stacked digits, 12 minutes of one core; --resume goes on
     python -m benchmarks.gan --data FOLDER --train baseline --seed 0      the same with DCGAN
     python -m benchmarks.gan --data FOLDER --judge                        the trainings in --runs that have ended: kinds reached, and a sheet of each
 
 Distances are in features of a digit judge that is trained here on real digits (kept in --judges): they are no FID, which is one in Inception's.
-The table of the digits takes ten minutes of one core. Writes benchmarks/results/gan.json."""
+The table of the digits takes ten minutes of one core, the painter's drawings half an hour more (without guidance, which would draw the likeliest
+alone; those that are read as asked are drawn as a user draws them). Writes benchmarks/results/gan.json."""
 import argparse
 import json
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks.image_judges import BareDigitJudge, features_of, kept_judge, train_judge, verdicts
 from gencore import Run, TrainConfig
@@ -24,8 +27,9 @@ from gencore.data import image_folder
 from gencore.recipe import versions
 from gencore.run_folder import checkpoints, load_state
 from gencore.train import fit
+from imagegen import TextToImage
 from imagegen.adversarial import Game, StackedBatches, adam, first_loss, relativistic_loss
-from imagegen.data import Pictures, cached, grid, square, to_bytes, to_pil, to_unit
+from imagegen.data import DIGITS, Pictures, cached, grid, square, to_bytes, to_pil, to_unit
 from imagegen.dcgan import DCCritic, DCGenerator
 from imagegen.evaluate import classification_accuracy, copies, frechet_distance, kernel_distance, modes, precision_and_recall
 from imagegen.gan import GAN, Critic, GANConfig, Generator
@@ -38,6 +42,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/")
     parser.add_argument("--gan", default="digits-gan", help="shipped name or folder of the one that draws digits")
+    parser.add_argument("--painter", help="shipped name or folder of a painter whose digits take the GAN's place")
     parser.add_argument("--count", type=int, default=10_000, help="pictures in each set that is compared (10,000: figures to be told)")
     parser.add_argument("--train", choices=list(WAYS), help="train one on stacked digits")
     parser.add_argument("--judge", action="store_true", help="judge those that were trained on stacked digits")
@@ -50,9 +55,9 @@ def main():
     if args.train:
         train_stacked(args)
     else:
-        part, table = ("stacked", stacked_table(args)) if args.judge else ("digits", digits_table(args))
+        part, table = ("stacked", stacked_table(args)) if args.judge else ("painter" if args.painter else "digits", digits_table(args))
         tell(table)
-        how = {"versions": versions(), "seed": args.seed} | ({} if args.judge else {"gan": Path(args.gan).name, "count": args.count})
+        how = {"versions": versions(), "seed": args.seed} | ({} if args.judge else {"of": Path(args.painter or args.gan).name, "count": args.count})
         kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         RESULTS.write_text(json.dumps(kept | {part: table | how}, indent=2) + "\n")
 
@@ -89,13 +94,15 @@ def digits_table(args):
     generator would show that draws from the same writers (those of the test pictures are others) and copies nobody."""
     whole("--count", args.count, 1000, 10_000)
     train, test = (real_digits(args, split) for split in ("train", "test"))
-    judge, gan = digit_judge(args, train), GAN.from_pretrained(args.gan)
+    judge = digit_judge(args, train)
+    drawn = partial(paint, TextToImage.from_pretrained(args.painter)) if args.painter else partial(draw, GAN.from_pretrained(args.gan))
     order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(args.seed))
     chosen, rest = order[:args.count], order[args.count:]
     real, labels = train[0][chosen], train[1][chosen]
     asked = torch.arange(10).repeat(100)
-    compared = {"drawn": (draw(gan, labels, args.seed), train[0]), "real": (real, train[0][rest])}
-    read = {"drawn": (draw(gan, asked, args.seed + 1), asked), "real": test}
+    compared = {"drawn": (drawn(labels, args.seed), train[0]), "real": (real, train[0][rest])}
+    shown = drawn(asked, args.seed + 1, guidance=3.0, steps=20) if args.painter else drawn(asked, args.seed + 1)
+    read = {"drawn": (shown, asked), "real": test}
     return {row: {"read as asked (1,000 drawn; all real test pictures)": accuracy(partial(verdicts, judge), *read[row]),
                   **figures_of(judge, (pixels, labels), test, others)} for row, (pixels, others) in compared.items()}
 
@@ -109,6 +116,15 @@ def draw(gan, digits, seed):
     numbers = torch.tensor([cfg.labels.index(name) for name in names])[digits]
     with torch.inference_mode():
         return to_bytes(gan.draw(torch.randn(len(digits), cfg.latent, generator=torch.Generator().manual_seed(seed)), numbers))
+
+
+def paint(painter, digits, seed, *, guidance=1.0, steps=10):
+    """digits (N,) -> pixels (N,1,32,32) uint8: what a painter draws in black with a margin of a sixteenth, as MNIST has it."""
+    words = [f"a handwritten {DIGITS[digit]}" for digit in digits.tolist()]
+    parts = [painter(words[i:i + 256], seed=seed + i, guidance=guidance, steps=steps, output_type="pt", progress=False)
+             for i in range(0, len(words), 256)]
+    ink = 1 - torch.cat([part.mean(1, keepdim=True) for part in parts])[..., 4:60, 4:60]                 # (N, 1, 56, 56)
+    return (255 * F.interpolate(ink, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)).round().to(torch.uint8)
 
 
 def figures_of(judge, shown, test, train):

@@ -43,6 +43,19 @@ def test_a_digit_is_asked_for_by_its_name_whatever_the_order_of_the_classes():
         benchmark.draw(GAN(Generator(GANConfig(widths=(4, 4, 4, 4), latent=2, attention=0, labels=("a", "b")))), torch.tensor([3]), seed=0)
 
 
+def test_a_painters_digits_are_brought_to_the_form_of_the_real_ones():
+    """A painter that draws real digits as it has seen them gives them back."""
+    ink = torch.zeros(2, 1, 28, 28)
+    ink[0, 0, 4:24, 12:16], ink[1, 0, 10:14, 5:22] = 1, 1
+    large = torch.nn.functional.interpolate(ink, (56, 56), mode="bicubic").clamp(0, 1)
+    sheets = 1 - torch.nn.functional.pad(large, (4, 4, 4, 4)).expand(-1, 3, -1, -1)
+    painter = lambda words, **settings: torch.stack([sheets[0] if word.endswith("one") else sheets[1] for word in words])
+    pixels = benchmark.paint(painter, torch.tensor([1, 7, 1]), seed=0)
+    real = torch.nn.functional.interpolate(ink, (32, 32), mode="bicubic").clamp(0, 1)[[0, 1, 0]]
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 1, 32, 32))
+    assert (pixels / 255 - real).abs().mean() < 0.02
+
+
 def test_features_are_what_the_last_layer_of_the_judge_sees():
     """Averaged over 3x3 places each: maps that are equal everywhere give the same logits through the summed weights of the last layer."""
     torch.manual_seed(0)
