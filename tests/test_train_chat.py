@@ -7,7 +7,7 @@ import torch
 from benchmarks.chat import slots_kept
 from textgen import Chat, prefer_chat
 from textgen.confirmations import confirm, confirmations, holds
-from textgen.train_chat import UNKNOWN, ChatRun, lessons, main, new, taken_up, windows
+from textgen.train_chat import UNKNOWN, ChatRun, lessons, main, new, windows
 
 
 def turn(*texts):
@@ -48,15 +48,6 @@ def test_made_bookings_are_lessons_beside_the_recorded_ones():
     recorded, both = lessons(ROWS, "train", 0.0), lessons(ROWS, "train", 0.0, made=5)
     made = [talk for talk in both if talk not in recorded]
     assert len(both) == len(recorded) + 5 and all(talk[0]["role"] == "user" and talk[-1]["role"] == "assistant" for talk in made)
-
-
-def test_turns_that_take_up_what_was_said_are_learnt_all_the_same():
-    assert [taken_up(ASKED, number) for number in (1, 3, 5, 7)] == [0, 0, 0, 5]
-    talks = [ASKED, *[talk for talk in lessons(ROWS, "train", 0.0) if talk != ASKED]]
-    tokenizer = new(ChatRun(vocab=300, width=32, layers=1, heads=1, mlp=32), talks).tokenizer
-    packed = windows(tokenizer, talks, ChatRun(speakers="assistant", focus=1.0, context=512))
-    learnt = tokenizer.decode([int(i) for i in packed.targets[packed.targets >= 0]], keep_special=True)
-    assert learnt == ASKED[-1]["content"] + "<|end|>"
 
 
 def test_all_speakers_or_the_assistant_alone_are_learnt():
