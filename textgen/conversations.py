@@ -34,10 +34,8 @@ def read_conversations(path):
     return rows
 
 
-def conversation_row(tokenizer, messages, learnt_turn=lambda number: True):
-    """A conversation -> (inputs, targets): targets are the assistant's words and the token that ends its turn.
-
-    learnt_turn(number of the message): whether this turn of the assistant's is learnt."""
+def conversation_row(tokenizer, messages):
+    """A conversation -> (inputs, targets): targets are the assistant's words and the token that ends its turn."""
     messages, end = checked_messages(messages), turn_end(tokenizer)
     ids = tokenizer.chat_ids(messages, prompt=False)
     learnt = [False] * len(ids)
@@ -52,7 +50,7 @@ def conversation_row(tokenizer, messages, learnt_turn=lambda number: True):
             raise InputError(f"the chat template writes message {number} in another way when more follows, or its words in one token with what "
                              "stands before: they can't be told from the rest")
         last = max(i for i in range(len(opened), len(closed)) if ids[i] == end)
-        learnt[len(opened):last + 1] = [learnt_turn(number)] * (last + 1 - len(opened))
+        learnt[len(opened):last + 1] = [True] * (last + 1 - len(opened))
     return ids[:-1], [i if yes else IGNORED for i, yes in zip(ids[1:], learnt[1:])]
 
 

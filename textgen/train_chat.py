@@ -17,17 +17,16 @@ from typing import Literal
 import torch
 
 from gencore.check import command
-from gencore.config import Count, Share, check_fields, override
+from gencore.config import Count, check_fields, override
 from gencore.data import Batches
 from gencore.tokenizer import train_bpe, with_chat
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat, turn_end
-from textgen.confirmations import holds
 from textgen.conversations import Packed, conversation_row, packed_loss, read_conversations, split_turns
 from textgen.made_bookings import Bookings
 from textgen.model import CausalLM
 from textgen.presets import llama_shape
-from textgen.slots import Swaps, slots
+from textgen.slots import Swaps
 
 TASKS, QUESTIONS = ("sgd", "star"), ("dolly_subset", "self_instruct")
 UNKNOWN = ["I'm sorry, I don't know that. I can help you to book a table, a hotel or a taxi.", "I'm afraid I don't know. Is there something to book?",
@@ -48,7 +47,6 @@ class ChatRun:
     asides: float = 0.15            # share of the conversations that a question interrupts that can't be answered
     swaps: float = 0.0              # share of the conversations that are told with other times, dates, numbers and names
     made: Count = 0                 # made conversations beside the recorded ones
-    focus: Share = 0.0              # share of the assistant's turns that are not learnt, of those that take up nothing or one thing that was said
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, batch=8, lr=3e-3, muon_lr=6e-3, decay=0.6, weight_decay=0.2,
                                                                    precision="auto", eval_every=500, save_every=500))
 
@@ -75,22 +73,11 @@ def lessons(rows, split, asides, *, swaps=0.0, made=0, seed=0):
 
 def windows(tokenizer, talks, cfg):
     """Lists of messages -> Packed windows; speakers="all": every token is a target."""
-    draw = random.Random(cfg.train.seed)
-
-    def learnt(part):
-        return lambda number: taken_up(part, number) > 1 or draw.random() >= cfg.focus
-
-    rows = [conversation_row(tokenizer, part, learnt(part)) for talk in talks for part in split_turns(tokenizer, talk, cfg.context)]
+    rows = [conversation_row(tokenizer, part) for talk in talks for part in split_turns(tokenizer, talk, cfg.context)]
     if cfg.speakers == "all":
         end = turn_end(tokenizer)
         rows = [(inputs, [*inputs[1:], end]) for inputs, _ in rows]
     return Packed(rows, cfg.context, pad=tokenizer.pad_id)
-
-
-def taken_up(messages, number):
-    """How many values of message `number` were said before it."""
-    before = "\n".join(message["content"] for message in messages[:number])
-    return sum(holds(before, value) for value in slots(messages[number]["content"]))
 
 
 def new(cfg, talks):
