@@ -15,8 +15,8 @@ from imagegen.text_to_image import TextToImage
 from tests.tiny_folders import saved_painter
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", ""]
-GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.93, 0.659, 0.558, 1.0], [1.0, 0.986, 0.594, 1.0], [1.0, 0.969, 0.771, 1.0]]
-GOLDEN_APPLE = [[0.923, 0.688, 0.894, 0.991], [0.747, 0.443, 0.418, 0.647], [0.613, 0.435, 0.424, 0.485], [0.832, 0.477, 0.449, 0.786]]
+GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.935, 0.651, 0.511, 1.0], [1.0, 0.93, 0.599, 1.0], [1.0, 0.88, 0.866, 1.0]]
+GOLDEN_APPLE = [[0.968, 0.694, 0.567, 0.979], [0.803, 0.482, 0.405, 0.617], [0.641, 0.422, 0.418, 0.522], [0.835, 0.461, 0.444, 0.833]]
 SHIPPED = Path(imagegen.__file__).parent / "pretrained" / "painter"
 
 
