@@ -112,7 +112,7 @@ def train(plan, sets, args):
         parts = args.parts
         if plan.words.layers > painter.text_encoder.cfg.layers:
             painter.text_encoder = deeper(painter.text_encoder, plan.words.layers)
-        painter.text_encoder.requires_grad_("prompts" in parts)         # else it has learnt more by drawing than contrast can teach it
+        painter.text_encoder.requires_grad_("prompts" in parts)         # else only a new tower is taught: the encoder has drawn
         painter.autoencoder.requires_grad_("autoencoder" in parts)
     else:
         tokenizer = train_prompt_tokenizer(vocabulary(sets), plan.words.vocab, length=32)

@@ -130,7 +130,7 @@ class Learner(nn.Module):
     def misnamed(self, cells):
         """cells (B,K,h,w) -> cross-entropy of what lies where (B,), 0 where it is not known; empty cells, which are many, count a quarter."""
         side = int(self.late.shape[1] ** 0.5)
-        wanted = cells[..., ::cells.shape[-2] // side, ::cells.shape[-1] // side].flatten(2)               # (B, K, P)
+        wanted = F.interpolate(cells.float(), (side, side)).long().flatten(2)           # (B, K, P), the nearest cell
         said = self.tell(self.late).transpose(1, 2).float().split(self.kinds, 1)                           # K times (B, values, P)
         losses = torch.stack([F.cross_entropy(part, want, reduction="none", ignore_index=-1) for part, want in zip(said, wanted.unbind(1))], 1)
         return (losses * torch.where(wanted > 0, 1.0, 0.25)).mean((1, 2))
@@ -147,8 +147,7 @@ def transformer_loss(model, batch, generator, *, alignment=0.5, naming=1.0):
 def drawing_losses(painter, batch, generator, *, transformer=None):
     """Flow matching -> (B,). transformer(x, t, prompt): another one than the painter's, which goes with it.
 
-    Most levels are of much noise: what a prompt's words are worth (the loss with another picture's prompt, less the loss with its own) is largest
-    at 0.8 for scenes and at 0.9 to 0.95 for emoji, and a tenth of that below 0.4."""
+    Most levels are of much noise: there a prompt's words are worth most, the loss with another picture's prompt less the loss with its own."""
     latents, transformer = batch["latents"], transformer or painter.transformer
     prompt = Memory(painter.text_encoder(batch["ids"], batch["keep"]), batch["keep"])
     levels = logit_normal(len(latents), generator, mean=1.0, std=1.2).to(latents)

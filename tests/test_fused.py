@@ -29,6 +29,8 @@ def test_what_does_not_fit_goes_the_usual_way():
     assert not fused.fits(x[:1], linear) and not fused.fits(x.double(), linear.double())
     assert not fused.fits(x, nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
     assert not fused.fits(x.bfloat16(), nn.Linear(8, 8)) and not fused.fits(x.half(), nn.Linear(8, 8).half())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.fits(x.double(), nn.Linear(8, 8).double())                      # which autocast leaves in float64
     with torch.backends.mkldnn.flags(enabled=False):
         assert not fused.fits(x, nn.Linear(8, 8))
     with torch.enable_grad():
