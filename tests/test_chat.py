@@ -17,7 +17,7 @@ from gencore.positions import RotaryConfig, restarting
 from gencore.tokenizer import TURN_END, Tokenizer, train_bpe
 from gencore.train import Run, TrainConfig, fit
 from gencore.transformer import TransformerConfig
-from textgen import CausalLM, Chat
+from textgen import CausalLM, Chat, conversations
 from textgen.chat import chat_model
 from textgen.conversations import Packed, conversation_row, document_row, packed_loss, read_conversations, split_turns
 from textgen.model import CausalLMConfig
@@ -158,6 +158,37 @@ def test_a_template_with_a_newline_after_the_end_is_learnt_to_the_end(chat):
         conversation_row(last, TALK)
     with pytest.raises(InputError, match="begins with the assistant's words"):
         conversation_row(tokenizer, TALK[2:])
+
+
+REPLY = "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+ONE_BY_ONE = ["", "{% for m in messages %}{{ m.role + ':' + m.content + '<|end|>\n' }}{% endfor %}" + REPLY]
+IN_THEIR_WAY = [                                               # a system turn inside the first user's; one that may stand at the beginning alone
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}{% for m in messages if m.role != 'system' %}"
+    "{{ m.role + ':' + (system if loop.first else '') + m.content + '<|end|>' }}{% endfor %}" + REPLY,
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}"
+    "{{ m.role + ':' + m.content + '<|end|>' }}{% endfor %}" + REPLY]
+
+
+@pytest.mark.parametrize("source", ONE_BY_ONE + IN_THEIR_WAY)
+def test_turns_are_found_the_same_way_message_by_message(chat, source):
+    tokenizer = Tokenizer(chat.lm.tokenizer.engine, {**chat.lm.tokenizer.config, "chat_template": source or chat.lm.tokenizer.chat_template})
+    inert = [*TALK, {"role": "user", "content": "<|end|>"}, {"role": "assistant", "content": "Sold out <|end|> gone."}]
+    for talk in (TALK, TALK[1:], inert):
+        written = conversations.one_by_one(tokenizer, talk)
+        if source in ONE_BY_ONE:
+            assert conversations.joined_answers(tokenizer, talk, *written) == conversations.answers(tokenizer, talk)
+        elif talk[0]["role"] == "system":
+            assert written is None
+        assert len(conversations.answers(tokenizer, talk)[1]) == sum(message["role"] == "assistant" for message in talk)
+
+
+def test_a_long_conversation_is_written_as_often_as_it_has_messages(chat, monkeypatch):
+    long, written, write = [TALK[0], *(TALK[1:] * 20)], [], Tokenizer.chat
+    long = [message | {"content": f"{message['content']} {number}"} for number, message in enumerate(long)]
+    monkeypatch.setattr(Tokenizer, "chat", lambda self, messages, **how: written.append(len(messages)) or write(self, messages, **how))
+    for part in split_turns(chat.lm.tokenizer, long, 10_000):
+        conversation_row(chat.lm.tokenizer, part)
+    assert sum(written) < 8 * len(long)
 
 
 def test_long_conversations_are_cut_before_a_users_turn(chat):
