@@ -14,7 +14,7 @@ from gencore.families import BY_NAME, read_config
 from gencore.int4 import int4_linears
 from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
-from gencore.loss import capped, chunked_cross_entropy
+from gencore.loss import IGNORED, capped, chunked_cross_entropy
 from gencore.masks import causal
 from gencore.masks import documents as of_documents
 from gencore.positions import restarting
@@ -98,8 +98,10 @@ class CausalLM(nn.Module):
 
         documents (B,T): which document of its row a token is of: attention stops at their borders, and positions start again."""
         mask, positions = (None, None) if documents is None else (of_documents(documents), restarting(documents))
-        hidden = self.hidden(ids, mask=mask, positions=positions)
-        return chunked_cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), softcap=self.cfg.logit_softcap)
+        hidden, targets = self.hidden(ids, mask=mask, positions=positions).flatten(0, 1), targets.flatten()
+        if documents is not None:                               # of a conversation half is read alone: only what is learnt goes through the head
+            hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
+        return chunked_cross_entropy(hidden, self.head.weight, targets, softcap=self.cfg.logit_softcap)
 
     # ---- words ----
 
