@@ -44,12 +44,12 @@ def main():
     torch.set_num_threads(args.threads)
     read = bandwidth()
     print(f"{read / 1e9:.1f} GB/s read, {args.threads} thread(s)", flush=True)
-    results = {"versions": versions(), "threads": args.threads, "read_bytes_per_second": read}
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results |= {"versions": versions(), "threads": args.threads, "read_bytes_per_second": read}
     for name in args.models:
-        results[name] = {f"batch {batch}": compare(name, batch, args, read) for batch in args.batch}
+        results[name] = results.get(name, {}) | {f"batch {batch}": compare(name, batch, args, read) for batch in args.batch}
     RESULTS.parent.mkdir(exist_ok=True)
-    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    RESULTS.write_text(json.dumps({**kept, **results}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def bandwidth():

@@ -94,8 +94,9 @@ def digits(folder, split="train", size=64):
 
 
 def scenes(folder, split="train", size=64):
-    """Folder with <split>.parquet (image, captions: wordings of what is seen, cells: what is where) of `python -m multimodal.scenes` -> Pictures."""
-    rows = _parquet(folder, split, ("image", "captions", "cells"))
+    """Folder with <split>.parquet (image, captions: wordings of what is seen, words: what their words are about, cells: what is where) of
+    `python -m multimodal.scenes` -> Pictures."""
+    rows = _parquet(folder, split, ("image", "captions", "words", "cells"))
     pixels = torch.from_numpy(np.stack([on_white(picture, size) for picture in _pictures(folder, split, rows)]))
     return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), rows)
 

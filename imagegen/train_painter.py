@@ -166,12 +166,18 @@ def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
     pixels = torch.cat((drawn.pixels, sets.digits.pixels, sets.scenes.pixels))
     unknown = torch.full((len(rows) - len(cells), 3, 8, 8), -1, dtype=torch.int8)
     return Captioned(pixels, lambda i, rng: caption(rows[i], rng), torch.tensor([numbers[thing(row)] for row in rows]), weights,
-                     torch.cat((unknown, cells)) if len(cells) else None)
+                     torch.cat((unknown, cells)) if len(cells) else None,
+                     {text: words_of(words) for row in sets.scenes.rows for text, words in zip(row["captions"], row["words"])})
 
 
 def cells_of(row):
     """A row of a scene -> its cells (3,8,8): shape, colour and size of what lies there."""
     return torch.frombuffer(bytearray(row["cells"]), dtype=torch.int8).view(3, 8, 8)
+
+
+def words_of(words):
+    """Bytes -> (words, 5): shape, colour, size, count and place of the thing that each word of a caption describes."""
+    return torch.frombuffer(bytearray(words), dtype=torch.int8).view(-1, 5)
 
 
 def thing(row):

@@ -34,6 +34,7 @@ class Captioned:
     things: torch.Tensor            # (N,) long: pictures of one thing have one number; contrast is between things
     weights: np.ndarray             # (N,) how often a picture is drawn, in proportion
     cells: torch.Tensor | None = None               # (N, K, h, w) int8: K properties of what lies on each cell, 0 = nothing; -1 = not known
+    words: dict | None = None       # caption -> (its words, L) int8: L properties of the thing that each word is about; -1 = not known
 
     def draw(self, count, rng):
         """count picture numbers (count,)."""
@@ -90,7 +91,8 @@ def train_transformer(painter, tower, tokenizer, data, *, config, run):
     batches = latent_batches(painter, tokenizer, data, config, beside=beside)
     painter.text_encoder.requires_grad_(True)
     kinds = [] if data.cells is None else [int(part.max()) + 1 for part in data.cells.unbind(1)]
-    fit(Learner(painter, places.shape[1], kinds), transformer_loss, batches, config, run=run)
+    meanings = [int(part.max()) + 1 for part in torch.cat(list(data.words.values())).unbind(1)] if data.words else []
+    fit(Learner(painter, places.shape[1], kinds, meanings), transformer_loss, batches, config, run=run)
     return painter.eval().requires_grad_(False)
 
 
@@ -102,22 +104,37 @@ def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
     def columns(rows, rng):
         captions = ["" if rng.random() < 0.1 else data.caption(row, rng) for row in rows]             # "" teaches guidance its null
         ids, keep, _ = encode_prompts(tokenizer, captions, length)
-        return {"latents": latents[rows], "ids": ids, "keep": keep} | beside(rows)
+        said = {"words": meanings_of(tokenizer, captions, data.words, ids.shape[1])} if data.words else {}
+        return {"latents": latents[rows], "ids": ids, "keep": keep} | said | beside(rows)
 
     return CaptionedBatches(data, config.batch, config.seed, columns)
 
 
-class Learner(nn.Module):
-    """A painter, and two lines that are not exported: one compares an early layer with the picture tower (REPA, Yu et al. 2025), one tells from a
-    later layer what will lie on each cell, where that is known. Which of two things is red is little of a picture's error, and all of this one."""
+def meanings_of(tokenizer, captions, words, length):
+    """Captions, {caption: (words, L)} -> (B,length,L) long: what the word is about that each token is of; -1 where that is not known."""
+    found = torch.full((len(captions), length, next(iter(words.values())).shape[1]), -1)
+    for row, text in zip(found, captions):
+        if text in words:
+            places = tokenizer.engine.encode(text).word_ids[:length]                   # None: of no word
+            own = [i for i, word in enumerate(places) if word is not None]
+            row[own] = words[text][[places[i] for i in own]].long()
+    return found
 
-    def __init__(self, painter, tower_width, kinds=()):
-        """kinds: how many values each property of a cell has."""
+
+class Learner(nn.Module):
+    """A painter, and three lines that are not exported: one compares an early layer with the picture tower (REPA, Yu et al. 2025), one tells from a
+    later layer what will lie on each cell, one from the prompt's states what the thing is like that a word is about, where these are known. Which of
+    two things is red is little of a picture's error, and all of these two."""
+
+    def __init__(self, painter, tower_width, kinds=(), meanings=()):
+        """kinds: how many values each property of a cell has; meanings: those of a word's thing."""
         super().__init__()
-        self.painter, self.kinds = painter, list(kinds)
+        self.painter, self.kinds, self.meanings = painter, list(kinds), list(meanings)
         width, blocks = painter.transformer.cfg.width, painter.transformer.transformer.blocks
         self.match, self.tell = nn.Linear(width, tower_width), nn.Linear(width, sum(kinds)) if kinds else None
-        self.early = self.late = None
+        self.read = nn.Linear(painter.text_encoder.cfg.width, sum(meanings)) if meanings else None
+        self.early = self.late = self.states = None
+        painter.text_encoder.register_forward_hook(lambda encoder, inputs, states: setattr(self, "states", states))
         blocks[len(blocks) // 3].register_forward_hook(lambda block, inputs, states: setattr(self, "early", states))
         blocks[2 * len(blocks) // 3].register_forward_hook(lambda block, inputs, states: setattr(self, "late", states))
 
@@ -136,11 +153,21 @@ class Learner(nn.Module):
         return (losses * torch.where(wanted > 0, 1.0, 0.25)).mean((1, 2))
 
 
-def transformer_loss(model, batch, generator, *, alignment=0.5, naming=1.0):
-    """The losses of drawing, half of one minus the likeness, and what is misnamed -> (sum, pictures)."""
+    def misread(self, words):
+        """words (B,T,L) -> cross-entropy of what the words are about (B,), 0 where it is not known."""
+        said = self.read(self.states).float().split(self.meanings, -1)                 # L times (B, T, values)
+        losses = torch.stack([F.cross_entropy(part.transpose(1, 2), want, reduction="none", ignore_index=-1)
+                              for part, want in zip(said, words.unbind(-1))], -1)      # (B, T, L)
+        return losses.mean(-1).sum(1) / (words[..., 0] >= 0).sum(1).clamp(min=1)
+
+
+def transformer_loss(model, batch, generator, *, alignment=0.5, naming=1.0, reading=1.0):
+    """The losses of drawing, half of one minus the likeness, what is misnamed and what is misread -> (sum, pictures)."""
     losses = drawing_losses(model.painter, batch, generator) + alignment * (1 - model.likeness(batch["places"]))
     if "cells" in batch:
         losses = losses + naming * model.misnamed(batch["cells"])
+    if "words" in batch:
+        losses = losses + reading * model.misread(batch["words"])
     return losses.sum(), len(losses)
 
 

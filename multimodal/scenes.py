@@ -1,6 +1,6 @@
 """Scenes of coloured shapes, drawn exactly: what is where is known, said in several wordings, and every object has its mask.
 
-    python -m multimodal.scenes --out FOLDER/scenes --count 12000        train.parquet: image, text, captions, scene (JSON), cells
+    python -m multimodal.scenes --out FOLDER/scenes --count 12000        train.parquet: image, text, captions, words, scene (JSON), cells
 
 A `Request` is what a caption asks for; `compose` fills in what it leaves open and makes a `Scene`; `paint` draws it, `masks` says which pixels are
 whose, `answered` compares any list of objects (a scene's own, or what a recogniser sees in somebody's drawing) with the request. Some pairs of
@@ -27,6 +27,7 @@ PLACES = {"at the top": (0, -1), "at the bottom": (0, 1), "on the left": (-1, 0)
           "in the top left corner": (-1, -1), "in the top right corner": (1, -1), "in the bottom left corner": (-1, 1),
           "in the bottom right corner": (1, 1)}
 ASPECTS = ("presence", "count", "colour", "shape", "size", "position")
+OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 APART = 0.12                                     # two centres this far from each other are above, below, left, right
 
 
@@ -103,17 +104,33 @@ def requests(rng, *, held_out=False):
 
 def caption(request, rng):
     """Request -> one of its wordings."""
-    names = [_named(group, rng) for group in request.groups]
+    return " ".join(text for text, _, _ in wording(request, rng))
+
+
+def wording(request, rng):
+    """Request -> a caption in parts: (text, the group that it names or None, how that lies: a relation to the other, a place, or None)."""
+    names = [(_named(group, rng), group) for group in request.groups]
     if len(names) == 1:
-        return names[0] if request.place is None else f"{names[0]} {request.place}"
+        return [(*names[0], request.place)] + ([] if request.place is None else [(request.place, None, None)])
     if request.relation is None:
-        return f"{names[0]} and {names[1]}"
+        return [(*names[0], None), ("and", None, None), (*names[1], None)]
     if rng.random() < 0.25:                                                          # the same from the other's side
-        names, relation = names[::-1], {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}[request.relation]
+        names, relation = names[::-1], OPPOSITE[request.relation]
     else:
         relation = request.relation
     longer = {"above": "over", "below": "under", "left of": "to the left of", "right of": "to the right of"}[relation]
-    return f"{names[0]} {relation if rng.random() < 0.5 else longer} {names[1]}"
+    return [(*names[0], relation), (relation if rng.random() < 0.5 else longer, None, None), (*names[1], OPPOSITE[relation])]
+
+
+def meanings(parts):
+    """A `wording` -> int8 (its words, 5): shape, colour, size, count of the thing that a word describes and how it lies (0: not said); -1: none."""
+    known = ((*SHAPES,), (*COLOURS,), (None, *SIZES), range(1, len(NUMBERS) + 1), (None, *RELATIONS, *PLACES))
+    rows = []
+    for text, group, lies in parts:
+        values = None if group is None else (group.shape, group.colour, group.size, group.count, lies)
+        row = [-1] * len(known) if values is None else [list(all_of).index(value) for all_of, value in zip(known, values)]
+        rows += [row] * len(text.split())
+    return np.array(rows, np.int8)
 
 
 def _named(group, rng):
@@ -275,15 +292,18 @@ def main():
 
 
 def write(path, count, *, size=64, seed=0):
-    """A parquet file of scenes without held-out pairs: image (PNG), captions (four wordings; text: the first), scene (JSON), cells (bytes)."""
+    """A parquet file of scenes without held-out pairs: image (PNG), captions (four wordings; text: the first), words (bytes of each one's
+    `meanings`), scene (JSON), cells (bytes)."""
     import pyarrow
     import pyarrow.parquet as parquet
     rng, rows = np.random.default_rng(seed), []
     for request in itertools.islice(requests(rng), count):
         things, file = compose(request, rng), io.BytesIO()
         paint(things, size).save(file, "PNG")
-        wordings = [caption(request, rng) for _ in range(4)]
-        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "text": wordings[0], "captions": wordings,
+        wordings = [wording(request, rng) for _ in range(4)]
+        texts = [" ".join(text for text, _, _ in parts) for parts in wordings]
+        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "text": texts[0], "captions": texts,
+                     "words": [meanings(parts).tobytes() for parts in wordings],
                      "scene": json.dumps(graph(things)), "cells": cells(things).tobytes()})
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)

@@ -11,7 +11,7 @@ import torch
 from gencore.check import InputError
 from imagegen.data import caption as caption_of_row
 from imagegen.data import scenes as read_scenes
-from imagegen.train_painter import cells_of
+from imagegen.train_painter import cells_of, words_of
 from multimodal import scenes
 from multimodal.scenes import COLOURS, HELD_OUT, NUMBERS, SHAPES, Group, Request, Thing, answered, caption, compose, masks, paint, requests
 
@@ -84,7 +84,8 @@ def test_too_many_and_too_few_are_told_apart():
 
 
 def test_relations_have_their_opposites():
-    back = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+    back = scenes.OPPOSITE
+    assert back.keys() == scenes.RELATIONS.keys() and all(back[back[name]] == name for name in back)
     for _, things, _ in some(50):
         found = scenes.relations(things)
         assert {(j, back[name], i) for i, name, j in found} == set(found)
@@ -95,6 +96,26 @@ def test_cells_say_what_lies_where():
     assert shape[:4, :4].max() == 1 + scenes.SHAPES.index("square") and (shape[:4, 4:] == 0).all() and (shape[4:, :4] == 0).all()
     assert set(colour[4:, 4:].flatten()) == {0, 1 + list(scenes.COLOURS).index("black")} and set(size[4:, 4:].flatten()) == {0, 1}
     assert ((shape > 0) == (colour > 0)).all() and (size[1:3, 1:3] == 2).all()
+
+
+def test_meanings_say_what_each_word_is_about():
+    rng, both = np.random.default_rng(0), Request((Group("red", "circle", "small"), Group("blue", "square")), relation="above")
+    ways = set()
+    for _ in range(40):
+        parts = scenes.wording(both, rng)
+        words = " ".join(text for text, _, _ in parts).split()
+        rows = dict(zip(words, scenes.meanings(parts).tolist(), strict=True))
+        first, how = words[-1] == "square", {"above": 1, "below": 2}
+        ways.add(first)
+        assert rows["red"] == rows["small"] == rows["circle"] == [0, 0, 1, 0, how["above"]]
+        assert rows["blue"] == rows["square"] == [1, 4, 0, 0, how["below"]]
+        assert all(rows[word] == [-1] * 5 for word in {"above", "over", "below", "under"} & set(words))
+    assert ways == {True, False}
+    alone = scenes.meanings(scenes.wording(Request((Group("pink", "cross", "large", 3),)), rng))
+    corner = scenes.meanings(scenes.wording(Request((Group("red", "star"),), place="in the top left corner"), rng))
+    assert (alone == [4, 6, 2, 2, 0]).all() and len(alone) == 4
+    assert (corner[:3] == [3, 0, 0, 0, 5 + list(scenes.PLACES).index("in the top left corner")]).all()
+    assert (corner[3:] == -1).all() and len(corner) == 8
 
 
 @pytest.mark.parametrize("wrong, words", [
@@ -115,6 +136,9 @@ def test_written_scenes_are_read_back(tmp_path):
         things = compose(request, rng)
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(paint(things)))
         assert torch.equal(cells_of(row), torch.from_numpy(scenes.cells(things)))
-        assert row["captions"] == [caption(request, rng) for _ in range(4)] and caption_of_row(row, np.random.default_rng(0)) in row["captions"]
+        wordings = [scenes.wording(request, rng) for _ in range(4)]
+        assert row["captions"] == [" ".join(text for text, _, _ in parts) for parts in wordings]
+        assert [words_of(words).tolist() for words in row["words"]] == [scenes.meanings(parts).tolist() for parts in wordings]
+        assert caption_of_row(row, np.random.default_rng(0)) in row["captions"]
     import pyarrow.parquet as parquet
     assert json.loads(parquet.read_table(tmp_path / "train.parquet").column("scene")[-1].as_py()) == json.loads(json.dumps(scenes.graph(things)))
