@@ -18,11 +18,12 @@ from gencore.check import in_range
 from gencore.checkpoint import save_folder
 from gencore.lora import Adapter, base_of, ranks_of, read_adapter
 from gencore.train import fit
+from imagegen.captioned import Captioned
 from imagegen.data import to_bytes
 from imagegen.dit import DiT
 from imagegen.families.pixart import PIXART
 from imagegen.text_to_image import Painter, TextToImage
-from imagegen.training import Captioned, drawing_losses, latent_batches
+from imagegen.training import drawing_losses, latent_batches
 
 TARGETS = ("qkv", "out", "q", "kv", "up", "down")         # every matrix inside the blocks
 

@@ -23,11 +23,13 @@ from gencore.text_encoder import TextEncoder, TextEncoderConfig, deeper, train_p
 from gencore.train import Run, TrainConfig
 from imagegen.alignment import Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.captioned import Captioned
 from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, scenes, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig, finer
 from imagegen.emoji_names import COMMON
+from imagegen.reading import train_reading
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
-from imagegen.training import Captioned, train_autoencoder, train_decoder, train_prompts, train_transformer
+from imagegen.training import train_autoencoder, train_decoder, train_prompts, train_transformer
 
 SHOWN = ([f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" for name in COMMON[:200:9][:17]]
          + [f"red apple, {style} style" for style in STYLES.values()]
@@ -54,6 +56,7 @@ class Plan:
     decoding: TrainConfig = TrainConfig(steps=2500, batch=16, lr=1e-3, warmup=50, decay=0.7, weight_decay=0.0, ema=0.995, precision="auto",
                                         eval_every=500)
     prompts: TrainConfig = TrainConfig(steps=1200, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05, precision="auto")
+    reading: TrainConfig = TrainConfig(steps=600, batch=128, lr=1e-3, warmup=30, decay=0.5, weight_decay=0.0, precision="auto")
     painting: TrainConfig = TrainConfig(steps=12000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,
                                         precision="auto", eval_every=500, save_every=500)
 
@@ -122,6 +125,8 @@ def train(plan, sets, args):
     if "autoencoder" in parts:
         train_autoencoder(painter.autoencoder, everything, plan.autoencoding, run=run("autoencoder"))
     alignment = train_prompts(Alignment(painter.text_encoder, PictureTower()), tokenizer, everything, plan.prompts, run=run("prompts"))
+    if everything.words:
+        train_reading(painter.text_encoder, tokenizer, everything, plan.reading, run=run("reading"))
 
     def sample(model, folder, step):
         pictures = TextToImage(model.painter, tokenizer).draw(SHOWN, range(len(SHOWN)), DrawSettings(steps=12))

@@ -2,57 +2,28 @@
 
     autoencoder    pictures <-> latents, then standardised
     prompts        the prompt encoder, contrastively against the pictures
+    reading        what thing each word of a caption is about, where captions tell it (imagegen/reading.py)
     transformer    flow matching on the latents, under the prompts' states; the prompt encoder learns on with it
     decoder        goes on alone, if wanted: latents stay what the transformer knows, pictures get sharper
 
 examples/train_image.py does it for any folder, imagegen/train_painter.py for the painter that ships. imagegen/lora.py and control.py teach a
 finished painter more by the same batches and losses."""
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from gencore.check import DataError
-from gencore.data import image_folder, own_rows
+from gencore.data import image_folder
 from gencore.diffusion import flow_loss, logit_normal
 from gencore.text_encoder import encode_prompts
 from gencore.train import fit
 from gencore.transformer import Memory
 from imagegen.alignment import alignment_loss
 from imagegen.autoencoder import autoencoder_loss, picture_loss
+from imagegen.captioned import Captioned, CaptionedBatches
 from imagegen.data import square, to_unit
-
-
-@dataclass(frozen=True, eq=False)
-class Captioned:
-    """Pictures, what may be said of each, and how often each is shown."""
-    pixels: torch.Tensor            # (N, 3, S, S) uint8
-    caption: Callable               # (i, rng) -> a caption of picture i; another wording each time, if there are several
-    things: torch.Tensor            # (N,) long: pictures of one thing have one number; contrast is between things
-    weights: np.ndarray             # (N,) how often a picture is drawn, in proportion
-    cells: torch.Tensor | None = None               # (N, K, h, w) int8: K properties of what lies on each cell, 0 = nothing; -1 = not known
-    words: dict | None = None       # caption -> (its words, L) int8: L properties of the thing that each word is about; -1 = not known
-
-    def draw(self, count, rng):
-        """count picture numbers (count,)."""
-        chances = np.cumsum(self.weights)
-        return np.searchsorted(chances, rng.random(count) * chances[-1], side="right").clip(max=len(self.weights) - 1)
-
-
-class CaptionedBatches:
-    """batch(step) of drawn pictures as a pure function of the step; `columns(indices, rng)` says what a batch holds."""
-
-    def __init__(self, data, batch, seed, columns):
-        self.data, self.rows, self.seed, self.columns = data, batch, seed, columns
-
-    def batch(self, step, rank=0, world=1):
-        rng = np.random.default_rng((self.seed, step, rank))
-        own = own_rows(self.rows, rank, world)
-        return self.columns(self.data.draw(own.stop - own.start, rng), rng)
-
+from imagegen.reading import Reader, meanings_of, values_of
 
 # ---- the parts ----
 
@@ -91,7 +62,7 @@ def train_transformer(painter, tower, tokenizer, data, *, config, run):
     batches = latent_batches(painter, tokenizer, data, config, beside=beside)
     painter.text_encoder.requires_grad_(True)
     kinds = [] if data.cells is None else [int(part.max()) + 1 for part in data.cells.unbind(1)]
-    meanings = [int(part.max()) + 1 for part in torch.cat(list(data.words.values())).unbind(1)] if data.words else []
+    meanings = values_of(data.words) if data.words else []
     fit(Learner(painter, places.shape[1], kinds, meanings), transformer_loss, batches, config, run=run)
     return painter.eval().requires_grad_(False)
 
@@ -110,17 +81,6 @@ def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
     return CaptionedBatches(data, config.batch, config.seed, columns)
 
 
-def meanings_of(tokenizer, captions, words, length):
-    """Captions, {caption: (words, L)} -> (B,length,L) long: what the word is about that each token is of; -1 where that is not known."""
-    found = torch.full((len(captions), length, next(iter(words.values())).shape[1]), -1)
-    for row, text in zip(found, captions):
-        if text in words:
-            places = tokenizer.engine.encode(text).word_ids[:length]                   # None: of no word
-            own = [i for i, word in enumerate(places) if word is not None]
-            row[own] = words[text][[places[i] for i in own]].long()
-    return found
-
-
 class Learner(nn.Module):
     """A painter, and three lines that are not exported: one compares an early layer with the picture tower (REPA, Yu et al. 2025), one tells from a
     later layer what will lie on each cell, one from the prompt's states what the thing is like that a word is about, where these are known. Which of
@@ -129,10 +89,10 @@ class Learner(nn.Module):
     def __init__(self, painter, tower_width, kinds=(), meanings=()):
         """kinds: how many values each property of a cell has; meanings: those of a word's thing."""
         super().__init__()
-        self.painter, self.kinds, self.meanings = painter, list(kinds), list(meanings)
+        self.painter, self.kinds = painter, list(kinds)
         width, blocks = painter.transformer.cfg.width, painter.transformer.transformer.blocks
         self.match, self.tell = nn.Linear(width, tower_width), nn.Linear(width, sum(kinds)) if kinds else None
-        self.read = nn.Linear(painter.text_encoder.cfg.width, sum(meanings)) if meanings else None
+        self.reader = Reader(painter.text_encoder.cfg.width, meanings) if meanings else None
         self.early = self.late = self.states = None
         painter.text_encoder.register_forward_hook(lambda encoder, inputs, states: setattr(self, "states", states))
         blocks[len(blocks) // 3].register_forward_hook(lambda block, inputs, states: setattr(self, "early", states))
@@ -153,21 +113,13 @@ class Learner(nn.Module):
         return (losses * torch.where(wanted > 0, 1.0, 0.25)).mean((1, 2))
 
 
-    def misread(self, words):
-        """words (B,T,L) -> cross-entropy of what the words are about (B,), 0 where it is not known."""
-        said = self.read(self.states).float().split(self.meanings, -1)                 # L times (B, T, values)
-        losses = torch.stack([F.cross_entropy(part.transpose(1, 2), want, reduction="none", ignore_index=-1)
-                              for part, want in zip(said, words.unbind(-1))], -1)      # (B, T, L)
-        return losses.mean(-1).sum(1) / (words[..., 0] >= 0).sum(1).clamp(min=1)
-
-
 def transformer_loss(model, batch, generator, *, alignment=0.5, naming=1.0, reading=1.0):
     """The losses of drawing, half of one minus the likeness, what is misnamed and what is misread -> (sum, pictures)."""
     losses = drawing_losses(model.painter, batch, generator) + alignment * (1 - model.likeness(batch["places"]))
     if "cells" in batch:
         losses = losses + naming * model.misnamed(batch["cells"])
     if "words" in batch:
-        losses = losses + reading * model.misread(batch["words"])
+        losses = losses + reading * model.reader.misread(model.states, batch["words"])
     return losses.sum(), len(losses)
 
 

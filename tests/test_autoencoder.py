@@ -11,8 +11,9 @@ from gencore.optim import make_optimizer
 from gencore.train import Run, TrainConfig
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss, draw_latents
 from imagegen.autoencoder_training import psnr
+from imagegen.captioned import Captioned
 from imagegen.data import square, to_bytes, to_unit
-from imagegen.training import Captioned, train_decoder
+from imagegen.training import train_decoder
 from multimodal.scenes import compose, paint, requests
 
 TINY = AutoencoderConfig(channels=(8, 16), latent=4, groups=2, size=16)

@@ -11,9 +11,9 @@ from gencore.check import CheckpointError, ConfigError, DataError, InputError
 from gencore.train import Run, TrainConfig
 from gencore.transformer import Memory
 from imagegen import ControlledTextToImage, TextToImage
+from imagegen.captioned import Captioned
 from imagegen.control import Control, ControlConfig, Led, control_files, edge_agreement, edges, edges_of, train_control, white_lines
 from imagegen.dit import DiTConfig
-from imagegen.training import Captioned
 from tests.scripts import EXAMPLES, run
 from tests.tiny_folders import lively_painter
 

@@ -10,8 +10,8 @@ from gencore.check import CheckpointError, InputError
 from gencore.train import Run, TrainConfig
 from gencore.transformer import Memory
 from imagegen import PainterLoRA, TextToImage
+from imagegen.captioned import Captioned
 from imagegen.lora import train_lora, with_own_drawings
-from imagegen.training import Captioned
 from tests.scripts import EXAMPLES, run
 from tests.tiny_folders import lively_painter, novelist, saved_painter
 from textgen import LoRA
