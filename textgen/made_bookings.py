@@ -3,7 +3,7 @@
     Bookings(words)(random.Random(0))       # [{"role": "user", "content": "I need a hotel in Oakland."}, ...]
 
 Names are put together from words and numbers are drawn, so that what was said has to be looked up: hotels by nights, rides to places that came up
-earlier, changes of mind, and other places that are spoken of in between, of which recorded conversations have few."""
+earlier, and changes of mind, of which recorded conversations have few."""
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WAYS = ("Street", "Avenue", "Road", "Boulevard", "Way", "Drive", "Lane", "Place", "Court")
 CITIES = ("San Francisco", "San Jose", "Oakland", "Berkeley", "Los Angeles", "San Diego", "Anaheim", "Sacramento", "Napa", "Santa Rosa", "Seattle",
@@ -14,7 +14,6 @@ OPENINGS = ("Please confirm the following details:", "Please confirm:", "To conf
             "Can you please confirm that you want", "Please confirm that you want", "Please confirm that you would like", "Please confirm you want",
             "Please confirm your booking for", "Could you confirm that you need", "Let me confirm:")
 YES = ("Yes, that's right.", "Yes, please.", "That is correct.", "Yes, thanks.", "Sounds good.", "Perfect.")
-BACK = ("make a reservation at", "reserve", "book", "I want to book", "back to")
 DONE = ("Your booking is confirmed.", "It has been booked.", "I have made the reservation.", "You're all set.", "The booking was successful.")
 
 
@@ -30,19 +29,14 @@ class Bookings:
         self.words = list(words)
 
     def __call__(self, draw):
-        """random.Random -> messages: a booking, beside places that are spoken of before it or in the middle, or a ride to the last of them."""
-        spoken = lambda most: [draw.choice((self.event, self.home, self.sight))(draw) for _ in range(draw.randint(0, most))]
-        before = spoken(2)
+        """random.Random -> messages; sometimes a place first, then a ride to it."""
+        kinds = {"hotel": self.hotel, "table": self.table, "house": self.house}
         if draw.random() < 0.5:
-            before += [] if before else [self.sight(draw)]
-            lines, place = [], before[-1][1]
-            rides = True
+            lines, place = (draw.choice((self.event, self.home, self.sight)))(draw)
+            lines += self.ride(draw, place)
         else:
-            between, kind = spoken(2), draw.choice((self.hotel, self.table, self.house))
-            lines, place = kind(draw, [line for part, _ in between for line in part])
-            rides = draw.random() < 0.3
-        lines = [line for part, _ in before for line in part] + lines
-        lines += self.ride(draw, place) if rides else []
+            lines, place = kinds[draw.choice(list(kinds))](draw)
+            lines += self.ride(draw, place) if draw.random() < 0.3 else []
         if draw.random() < 0.3:
             lines += ["No, that's all. Thanks.", "Have a great day."]
         return [{"role": ("user", "assistant")[i % 2], "content": line} for i, line in enumerate(lines)]
@@ -75,9 +69,9 @@ class Bookings:
         number = draw.randint(1, most)
         return draw.choice((str(number), COUNTS[number - 1])), number
 
-    # ---- talks: lines by turns, the user's first; between: what is spoken of before the booking goes on ----
+    # ---- talks: lines by turns, the user's first ----
 
-    def hotel(self, draw, between):
+    def hotel(self, draw):
         city, hotel, other, stars = draw.choice(CITIES), self.name(draw), self.name(draw), draw.randint(1, 5)
         hotel = self.address(draw) if draw.random() < 0.1 else hotel
         wishes = ("I need a hotel in {0}.", "Find me a place to stay in {0}, please.", "I'm looking for a hotel room in {0}.")
@@ -87,37 +81,35 @@ class Bookings:
         if draw.random() < 0.3:
             lines += [phrase(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another?", "What else is there?"))]
         lines.append(phrase(draw, offer, hotel, stars, draw.randint(2, 10)))
-        lines += self.aside(draw) + between
+        lines += self.aside(draw)
         (rooms_said, rooms), (days_said, days), (date_said, date) = self.count(draw, 4), self.count(draw, 9), self.date(draw)
         unit = draw.choice(("days", "days", "nights"))
         facts = [(f"for {days_said} {unit if days > 1 else unit[:-1]}", f"for {days} {unit if days > 1 else unit[:-1]}", "How long will you stay?"),
                  (f"from {date_said}", draw.choice(("starting on {}", "from {}", "checking in on {}")).format(date), "When do you check in?"),
                  (f"{rooms_said} room{'s' * (rooms > 1)}", f"{rooms} room{'s' * (rooms > 1)}", "How many rooms do you need?")]
-        asked = (f"Now {draw.choice(BACK)} that hotel" if between else
-                 draw.choice(("Book me a room there", "I'd like to book it", "That works, please reserve it", "Great, make a reservation")))
-        lines += self.told(draw, asked, facts)
+        asked = ("Book me a room there", "I'd like to book it", "That works, please reserve it", "Great, make a reservation")
+        lines += self.told(draw, draw.choice(asked), facts)
         fixed, change = [f"at {draw.choice(('', 'the '))}{hotel}", f"in {city}"], (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
         return lines + self.confirmed(draw, facts[2][1], [*fixed, facts[0][1], facts[1][1]], change), hotel
 
-    def table(self, draw, between):
+    def table(self, draw):
         city, place = draw.choice(CITIES), self.name(draw)
         lines = [phrase(draw, ("I want to eat out in {0}.", "Find me a restaurant in {0}.", "I'd like a table somewhere in {0}."), city)]
         (people_said, people), (time_said, time), (date_said, date) = self.count(draw, 8), self.time(draw), self.date(draw)
         facts = [(f"at {time_said}", f"at {time}", "At what time?"), (f"on {date_said}", f"on {date}", "On what day?"),
                  (f"for {people_said}", f"for {people}{draw.choice(('', ' people' if people > 1 else ' person'))}", "For how many people?")]
-        if not between and draw.random() < 0.4:
+        if draw.random() < 0.4:
             lines += ["Do you have a restaurant in mind?", phrase(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
             lines += self.told(draw, None, facts)
         else:
             offer = ("{0} is a nice restaurant in {1}.", "I found {0} in {1}.", "There are {2} restaurants. How about {0}?")
-            lines += [phrase(draw, offer, place, city, draw.randint(2, 10))] + self.aside(draw) + between
-            asked = draw.choice(("Good, I'd like a table there", "That sounds nice, book it"))
-            lines += self.told(draw, f"Now {draw.choice(BACK)} that restaurant" if between else asked, facts)
+            lines += [phrase(draw, offer, place, city, draw.randint(2, 10))] + self.aside(draw)
+            lines += self.told(draw, draw.choice(("Good, I'd like a table there", "That sounds nice, book it")), facts)
         change = (facts[0][1], f"at {self.time(draw)[1]}")
         return lines + self.confirmed(draw, draw.choice(("a table", "a reservation")),
                                       [f"at {place}", f"in {city}", *(fact[1] for fact in facts)], change), place
 
-    def house(self, draw, between):
+    def house(self, draw):
         city, address = draw.choice(CITIES), self.address(draw)
         (people_said, people), (first_said, first), (last_said, last) = self.count(draw, 5), self.date(draw), self.date(draw)
         lines = [phrase(draw, ("I need a house in {0}.", "Search for a house to stay in, in {0}."), city),
@@ -125,8 +117,7 @@ class Bookings:
         facts = [(f"checking in on {first_said}", f"checking in on {first}", "When will you check in?"),
                  (f"leaving on {last_said}", f"checking out on {last}", "When will you check out?"),
                  (f"for {people_said}", f"for {people} {'people' if people > 1 else 'person'}", "How many people are you?")]
-        asked = f"Now {draw.choice(BACK)} that house" if between else draw.choice(("Book it", "I'd like to reserve that one"))
-        lines += between + self.told(draw, asked, facts)
+        lines += self.told(draw, draw.choice(("Book it", "I'd like to reserve that one")), facts)
         change = (facts[1][1], f"checking out on {self.date(draw)[1]}")
         return lines + self.confirmed(draw, draw.choice(("a house", "the house")), [f"in {city}", *(fact[1] for fact in facts)], change), address
 

@@ -47,7 +47,6 @@ class ChatRun:
     asides: float = 0.15            # share of the conversations that a question interrupts that can't be answered
     swaps: float = 0.0              # share of the conversations that are told with other times, dates, numbers and names
     made: Count = 0                 # made conversations beside the recorded ones
-    tellings: Count = 1             # how many times all are told, each time with other swaps, questions and made ones
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, batch=8, lr=3e-3, muon_lr=6e-3, decay=0.6, weight_decay=0.2,
                                                                    precision="auto", eval_every=500, save_every=500))
 
@@ -99,8 +98,7 @@ def main():
     args = parser.parse_intermixed_args()
     cfg = override(ChatRun(), args.settings)
     rows = read_conversations(args.data)
-    learnt = [talk for telling in range(cfg.tellings)
-              for talk in lessons(rows, "train", cfg.asides, swaps=cfg.swaps, made=cfg.made, seed=cfg.train.seed + 1000 * telling)]
+    learnt = lessons(rows, "train", cfg.asides, swaps=cfg.swaps, made=cfg.made, seed=cfg.train.seed)
     held = lessons(rows, "validation", cfg.asides, seed=cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
     lm = CausalLM.from_pretrained(args.base).trainable() if args.base else new(cfg, learnt)
