@@ -44,7 +44,8 @@ def main():
     torch.set_num_threads(args.threads)
     read = bandwidth()
     print(f"{read / 1e9:.1f} GB/s read, {args.threads} thread(s)", flush=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results = kept if kept.get("threads") == args.threads else {}                     # rows of as many threads stand beside each other
     results |= {"versions": versions(), "threads": args.threads, "read_bytes_per_second": read}
     for name in args.models:
         results[name] = results.get(name, {}) | {f"batch {batch}": compare(name, batch, args, read) for batch in args.batch}

@@ -24,12 +24,12 @@ from gencore.config import override
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from imagegen.alignment import SIDE, Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
-from imagegen.captioned import Captioned
+from imagegen.captioned import Captioned, captioned_folder
 from imagegen.data import digit_caption, grid, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig
 from imagegen.labelled import digit_pictures
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
-from imagegen.training import captioned_folder, train_autoencoder, train_prompts, train_transformer
+from imagegen.training import train_autoencoder, train_prompts, train_transformer
 
 
 @dataclass(frozen=True)

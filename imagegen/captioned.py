@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gencore.data import own_rows
+from gencore.check import DataError
+from gencore.data import image_folder, own_rows
+from imagegen.data import square
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,3 +36,16 @@ class CaptionedBatches:
         rng = np.random.default_rng((self.seed, step, rank))
         own = own_rows(self.rows, rank, world)
         return self.columns(self.data.draw(own.stop - own.start, rng), rng)
+
+
+def captioned_folder(folder, size, *, least=1):
+    """A folder of captioned pictures -> (Captioned, captions); the same caption is the same thing, and there are at least so many things."""
+    rows = image_folder(folder)
+    captions = rows.column("text")
+    if len(set(captions)) < least:
+        raise DataError(f"{folder} holds {len(rows)} pictures and {len(set(captions))} different captions: "
+                        f"give at least {least}, since words are learnt by contrast")
+    pixels = torch.stack([square(row["image"], size) for row in rows])
+    number = {text: i for i, text in enumerate(dict.fromkeys(captions))}
+    things = torch.tensor([number[text] for text in captions])
+    return Captioned(pixels, lambda i, rng: captions[i], things, np.ones(len(captions))), captions

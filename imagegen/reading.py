@@ -1,8 +1,8 @@
 """What thing each word of a prompt is about, learnt by the prompt encoder itself: in "a red circle above a blue square" that the square is blue.
 
 A picture tells it slowly: one colour in the place of another is little of its error. Captions whose words are labelled (`multimodal.scenes` writes
-them) tell it in a minute, without pictures. Only where the encoder's bias by distance moves faster than its other weights: it is a small table of
-numbers that have to become large before a word looks at the one before it."""
+them) tell it without pictures, in minutes. The encoder's bias by distance moves faster than its other weights: it is a small table of numbers that
+have to become large before a word looks at the one before it."""
 import copy
 
 import torch

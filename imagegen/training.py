@@ -13,16 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gencore.check import DataError
-from gencore.data import image_folder
 from gencore.diffusion import flow_loss, logit_normal
 from gencore.text_encoder import encode_prompts
 from gencore.train import fit
 from gencore.transformer import Memory
 from imagegen.alignment import alignment_loss
 from imagegen.autoencoder import autoencoder_loss, picture_loss
-from imagegen.captioned import Captioned, CaptionedBatches
-from imagegen.data import square, to_unit
+from imagegen.captioned import CaptionedBatches
+from imagegen.data import to_unit
 from imagegen.reading import Reader, meanings_of, values_of
 
 # ---- the parts ----
@@ -153,19 +151,6 @@ def train_decoder(autoencoder, data, config, *, run):
 
 
 # ---- made once ----
-
-def captioned_folder(folder, size, *, least=1):
-    """A folder of captioned pictures -> (Captioned, captions); the same caption is the same thing, and there are at least so many things."""
-    rows = image_folder(folder)
-    captions = rows.column("text")
-    if len(set(captions)) < least:
-        raise DataError(f"{folder} holds {len(rows)} pictures and {len(set(captions))} different captions: "
-                        f"give at least {least}, since words are learnt by contrast")
-    pixels = torch.stack([square(row["image"], size) for row in rows])
-    number = {text: i for i, text in enumerate(dict.fromkeys(captions))}
-    things = torch.tensor([number[text] for text in captions])
-    return Captioned(pixels, lambda i, rng: captions[i], things, np.ones(len(captions))), captions
-
 
 def standardised(autoencoder, pixels):
     """The Autoencoder, its latents of these pictures brought to mean 0 and spread 1."""

@@ -17,9 +17,9 @@ from gencore.check import CommonthreadError, DataError, InputError
 from gencore.data import image_folder
 from gencore.pictures import open_picture, prepare
 from imagegen import ControlledTextToImage, Editor
+from imagegen.captioned import captioned_folder
 from imagegen.control import Control, ControlConfig, edges_of
 from imagegen.data import emoji
-from imagegen.training import captioned_folder
 from tests.scripts import EXAMPLES, run
 from tests.tiny_folders import lively_painter
 

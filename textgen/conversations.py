@@ -14,6 +14,7 @@ from textgen.chat import turn_end
 
 ASKED = [{"role": "user", "content": "a"}]                     # what stands before a message to see what it adds
 
+
 def read_conversations(path):
     """A file of {"messages": [{"role", "content"}, ...]}, JSON lines or parquet -> list of rows, each checked; other columns stay."""
     path = Path(path)
@@ -116,6 +117,7 @@ def split_turns(tokenizer, messages, length):
     """A conversation -> conversations of at most `length` inputs that cover it: cut before a user's turn, each with the system turn.
 
     One exchange that is longer stays whole: `Packed` cuts its end."""
+    messages = checked_messages(messages)
     system = [message for message in messages[:1] if message["role"] == "system"]
     starts = [i for i in range(len(system), len(messages)) if messages[i]["role"] == "user" or i == len(system)]
     exchanges = [messages[a:b] for a, b in zip(starts, [*starts[1:], len(messages)])]

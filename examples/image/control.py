@@ -22,12 +22,11 @@ from gencore.check import DataError, command
 from gencore.config import override
 from gencore.train import Run, TrainConfig
 from imagegen import ControlledTextToImage, TextToImage
-from imagegen.captioned import Captioned
+from imagegen.captioned import Captioned, captioned_folder
 from imagegen.control import Control, ControlConfig, control_files, edge_agreement, edges, train_control
 from imagegen.data import grid, square, to_pil, to_unit
 from imagegen.emoji_names import COMMON
 from imagegen.text_to_image import DrawSettings
-from imagegen.training import captioned_folder
 from multimodal.scenes import caption, compose, paint, requests
 
 

@@ -23,11 +23,10 @@ from gencore.check import command
 from gencore.config import override
 from gencore.train import Run, TrainConfig
 from imagegen import PainterLoRA, TextToImage
-from imagegen.captioned import Captioned
+from imagegen.captioned import Captioned, captioned_folder
 from imagegen.data import grid, square, to_pil, to_unit
 from imagegen.emoji_names import COMMON
 from imagegen.lora import train_lora, with_own_drawings
-from imagegen.training import captioned_folder
 
 OTHERS = [f"{name}, noto style" for name in COMMON[:192:3]] + [f"a handwritten {word}" for word in ("two", "five", "seven", "eight")]
 UNSEEN = [f"{name}, noto style" for name in COMMON[1:192:16]] + ["a handwritten three", "a handwritten four"]        # what forgetting is judged on
