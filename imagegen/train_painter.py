@@ -153,7 +153,7 @@ def sharpen(plan, sets, args):
 
 
 def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
-    """Sets -> Captioned. A concept counts once, however many tones and genders it has; signs and flags count less.
+    """Sets -> Captioned. A concept that has n tones and genders counts as the root of n others; signs and flags count less, scenes of one thing half.
 
     digits, scenes: their shares of a batch; favour: how often a common name comes to a rare one; noto: how often that design comes to each other."""
     drawn = sets.emoji if flags else sets.emoji.where(lambda row: row["group"] != "Flags")
@@ -161,11 +161,11 @@ def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
     copies = Counter((row["concept"], row["style"]) for row in drawn.rows)
     less = {"Symbols": 0.5, "Flags": 0.3}
     weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) * (noto if row["style"] == "noto" else 1.0)
-                        / copies[row["concept"], row["style"]] for row in drawn.rows])
+                        / copies[row["concept"], row["style"]] ** 0.5 for row in drawn.rows])
     cells = torch.stack([cells_of(row) for row in sets.scenes.rows]) if len(sets.scenes) else torch.empty(0, 3, 8, 8, dtype=torch.int8)
-    mixed = np.array([2.0 if len(part.flatten(1).unique(dim=1).T) > 2 else 1.0 for part in cells])        # two kinds of things are the hardest
+    several = np.array([1.0 if things_in(words_of(row["words"][0])) > 1 else 0.5 for row in sets.scenes.rows])
     weights = np.concatenate((weights / weights.sum() * (1 - digits - scenes), np.full(len(sets.digits), digits / max(1, len(sets.digits))),
-                              mixed * scenes / max(1.0, mixed.sum())))
+                              several * scenes / max(1.0, several.sum())))
     rows = [*drawn.rows, *sets.digits.rows, *sets.scenes.rows]
     numbers = {key: i for i, key in enumerate(dict.fromkeys(map(thing, rows)))}
     pixels = torch.cat((drawn.pixels, sets.digits.pixels, sets.scenes.pixels))
@@ -183,6 +183,12 @@ def cells_of(row):
 def words_of(words):
     """Bytes -> (words, 5): shape, colour, size, count and place of the thing that each word of a caption describes."""
     return torch.frombuffer(bytearray(words), dtype=torch.int8).view(-1, 5)
+
+
+def things_in(words):
+    """What the words of a caption are about -> how many things it names."""
+    described = words[words[:, 0] >= 0].unique(dim=0)
+    return int((described[:, 3] + 1).sum())
 
 
 def thing(row):
