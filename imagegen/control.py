@@ -30,6 +30,7 @@ from imagegen.text_to_image import (
     Painter,
     TextToImage,
     check_prompts,
+    draw_settings,
     finished,
     groups_of,
     picked,
@@ -121,11 +122,12 @@ class ControlledTextToImage:
         self.name, self.digest = name, digest             # for recipes
 
     @torch.inference_mode()
-    def __call__(self, prompts, lines, *, weight=1.0, steps=20, guidance=3.0, negative_prompt="", seed=None, output_type="pil", progress=True):
+    def __call__(self, prompts, lines, *, weight=1.0, steps=20, guidance=3.0, negative_prompt="", guidance_interval=(0.0, 1.0), seed=None,
+                 output_type="pil", progress=True):
         """A prompt or a list of them, and a control picture (path, PIL picture, array; white lines on black) or one for each -> as TextToImage.
 
         weight: how much the lines count; 0 = not at all. A picture of another size is brought to the painter's, on black."""
-        prompts, settings = check_prompts(prompts), DrawSettings(steps, guidance, negative_prompt)
+        prompts, settings = check_prompts(prompts), DrawSettings(steps, guidance, negative_prompt, guidance_interval)
         in_range("weight", weight, 0, 2)
         seeds = seeds_of(seed, len(prompts))
         self.painter.tell_cut([*prompts, negative_prompt])
@@ -269,11 +271,11 @@ def train_control(controlled, data, config, *, run):
 
 def remake(recipe):
     """Recipe -> PIL image: what `gencore.replay` calls."""
-    inputs, settings = recipe.inputs, recipe.settings
+    inputs = recipe.inputs
     lines = [from_base64("lines", text) for text in inputs["lines"]]
     pictures = ControlledTextToImage.from_pretrained(recipe.model)(
-        inputs["drawn_with"], lines[0] if len(lines) == 1 else lines, seed=recipe.seed, weight=settings["weight"], steps=settings["steps"],
-        guidance=settings["guidance"], negative_prompt=settings["negative_prompt"], progress=False)
+        inputs["drawn_with"], lines[0] if len(lines) == 1 else lines, seed=recipe.seed, weight=recipe.settings["weight"],
+        progress=False, **draw_settings(recipe))
     return picked(pictures, inputs["place"])
 
 

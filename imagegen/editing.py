@@ -22,7 +22,7 @@ from gencore.pictures import open_picture, prepare, white_marks
 from gencore.recipe import Recipe, register
 from gencore.samplers import keeping
 from gencore.transformer import Memory
-from imagegen.text_to_image import DrawSettings, TextToImage, check_prompts, finished
+from imagegen.text_to_image import DrawSettings, TextToImage, check_prompts, draw_settings, finished
 from imagegen.walk import along_sphere
 
 
@@ -63,13 +63,14 @@ class Editor:
         return cls(TextToImage.from_pretrained(name))
 
     @torch.inference_mode()
-    def __call__(self, picture, prompt, *, strength=None, mask=None, steps=20, guidance=3.0, negative_prompt="", seed=None):
+    def __call__(self, picture, prompt, *, strength=None, mask=None, steps=20, guidance=3.0, negative_prompt="", guidance_interval=(0.0, 1.0),
+                 seed=None):
         """A picture (path, PIL picture, array or tensor) and a prompt -> a PIL picture of the painter's size.
 
         strength: 0 to 1, how much of it may change (default 0.6; 1 with a mask). mask: a picture or bool array of the same size, white (True) is
         drawn anew; outside it every pixel stays as it was."""
         check_prompts([prompt])
-        settings = DrawSettings(steps, guidance, negative_prompt)
+        settings = DrawSettings(steps, guidance, negative_prompt, guidance_interval)
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
         in_range("strength", strength, 0, 1)
         seed, size = seeds_of(seed, 1)[0], self.side
@@ -139,8 +140,8 @@ class Editor:
         if not self.painter.digest:
             return None
         mask = None if edit.redrawn is None else to_base64(edit.redrawn.float().expand(-1, 3, -1, -1) * 2 - 1)
-        settings = {name: getattr(edit.settings, name) for name in ("steps", "guidance", "negative_prompt")}
-        return Recipe.made("edit", self.painter.name, self.painter.digest, seed=edit.seed, settings={"strength": edit.strength, **settings},
+        return Recipe.made("edit", self.painter.name, self.painter.digest, seed=edit.seed,
+                           settings={"strength": edit.strength, **vars(edit.settings)},
                            inputs={"prompt": edit.prompt, "picture": to_base64(edit.before), "mask": mask})
 
 
@@ -191,10 +192,10 @@ def to_base64(pictures):
 
 def remake(recipe):
     """Recipe -> PIL picture: what `gencore.replay` calls."""
-    inputs, settings = recipe.inputs, recipe.settings
+    inputs = recipe.inputs
     picture, mask = (from_base64(name, inputs[name]) for name in ("picture", "mask"))
-    return Editor.from_pretrained(recipe.model)(picture, inputs["prompt"], mask=mask, seed=recipe.seed, **{
-        name: settings[name] for name in ("strength", "steps", "guidance", "negative_prompt")})
+    return Editor.from_pretrained(recipe.model)(picture, inputs["prompt"], mask=mask, seed=recipe.seed,
+                                                         strength=recipe.settings["strength"], **draw_settings(recipe))
 
 
 def from_base64(name, text):

@@ -6,7 +6,7 @@
 Four parts: a tokenizer and the core's text encoder read the prompt, a transformer turns noise into latents, an autoencoder's decoder
 paints them. The folder is diffusers' own: `DiffusionPipeline.from_pretrained(folder)` opens it as PixArtAlphaPipeline."""
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -45,10 +45,16 @@ class DrawSettings:
     steps: int = 20                     # calls of the transformer
     guidance: float = 3.0               # 1 = the prompt as it is; more leans away from the negative prompt
     negative_prompt: str = ""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)         # noise levels (low, high] that are guided (Kynkaanniemi et al. 2024)
 
     def __post_init__(self):
         check_steps(self.steps)
         in_range("guidance", self.guidance, 0, 100)
+        if not isinstance(self.guidance_interval, (list, tuple)) or len(self.guidance_interval) != 2:
+            raise InputError(f"guidance_interval should be two noise levels, (low, high), got {self.guidance_interval!r:.80}")
+        low, high = self.guidance_interval
+        in_range("guidance_interval's low", low, 0, 1)
+        in_range("guidance_interval's high", high, low, 1)
         if not isinstance(self.negative_prompt, str):
             raise InputError(f"negative_prompt should be a string, got {type(self.negative_prompt).__name__}")
 
@@ -64,19 +70,19 @@ class Painter(nn.Module):
         """ids, keep (B,T) -> Memory that the transformer looks at."""
         return self.transformer.project(Memory(self.text_encoder(ids, keep), keep))
 
-    def denoiser(self, words, null, *, levels, times, guidance):
+    def denoiser(self, words, null, *, levels, times, settings):
         """Memory of the prompts and of the negative prompt; levels and times of `flow_levels` -> denoise(x (B,C,h,w), level) -> data.
 
         Both prompts go through the transformer in one batch; noise levels and the prompts' keys are computed once."""
-        one = guidance == 1
-        memory = words if one else both(null, words)
-        told = dict(zip(levels.tolist(), zip(*self.transformer.level(times.to(memory.states)))))
-        cache = PromptCache()
+        told = dict(zip(levels.tolist(), zip(*self.transformer.level(times.to(words.states)))))
+        (low, high), alone, together = settings.guidance_interval, (words, PromptCache()), (both(null, words), PromptCache())
 
         def denoise(x, now):
+            one = settings.guidance == 1 or not low < float(now) <= high
+            memory, cache = alone if one else together
             level = tuple(part.expand(len(memory.states), *part.shape) for part in told[float(now)])
             said = self.transformer.velocity(x if one else torch.cat((x, x)), level, memory, cache=cache)
-            velocity = said if one else torch.lerp(*said.chunk(2), float(guidance))
+            velocity = said if one else torch.lerp(*said.chunk(2), float(settings.guidance))
             return data_from("velocity", velocity, x, FLOW.scales(now))
 
         return denoise
@@ -91,14 +97,16 @@ class TextToImage:
         self.name, self.digest = name, digest             # for recipes
 
     @torch.inference_mode()
-    def __call__(self, prompts, *, steps=20, guidance=3.0, negative_prompt="", seed=None, output_type="pil", progress=True):
+    def __call__(self, prompts, *, steps=20, guidance=3.0, negative_prompt="", guidance_interval=(0.0, 1.0), seed=None, output_type="pil",
+                 progress=True):
         """A prompt or a list of them -> as many pictures: PIL images, or one array (B,H,W,3) in 0..1 ("np"), or tensor (B,3,H,W) in 0..1 ("pt").
 
         Picture i is drawn from the noise of seed + i, so a prompt gives the same picture alone and in a list (up to rounding).
-        A prompt of more tokens than the painter reads is cut there, and a warning names the first.
+        A prompt of more tokens than the painter reads is cut there, and a warning names the first. guidance_interval: the noise levels, from 1 down
+        to 0, that are guided: without the highest ones, pictures vary more and are drawn faster.
         seed None: a new one; it is in the picture's .info["recipe"], which gencore.replay reads back from a saved PNG."""
         prompts = check_prompts(prompts)
-        settings = DrawSettings(steps, guidance, negative_prompt)
+        settings = DrawSettings(steps, guidance, negative_prompt, guidance_interval)
         seeds = seeds_of(seed, len(prompts))
         self.tell_cut([*prompts, negative_prompt])
         if output_type not in FORMS:
@@ -124,7 +132,7 @@ class TextToImage:
         """noise (B,C,h,w), words as `read` gives them -> latents. start: a Start, to begin from a picture instead of from noise alone."""
         null = Memory(*(part.expand(len(noise), *part.shape[1:]) for part in self.read([settings.negative_prompt])))
         levels, times = flow_levels(settings.steps, self.shift)
-        denoise, x = self.painter.denoiser(words, null, levels=levels, times=times, guidance=settings.guidance), noise
+        denoise, x = self.painter.denoiser(words, null, levels=levels, times=times, settings=settings), noise
         levels = levels.to(noise)
         if start is not None:
             denoise, x, levels = start.prepared(denoise, noise, levels)
@@ -160,8 +168,7 @@ class TextToImage:
         if not self.digest:
             return None
         inputs = {"prompt": prompts[place], "drawn_with": prompts, "place": place}
-        return Recipe.made("image", self.name, self.digest, inputs=inputs, seed=seed,
-                           settings={"steps": settings.steps, "guidance": settings.guidance, "negative_prompt": settings.negative_prompt})
+        return Recipe.made("image", self.name, self.digest, inputs=inputs, seed=seed, settings=vars(settings))
 
     def to(self, device):
         """Moves the networks, which compute in float32, and returns self; noise is still drawn on the CPU."""
@@ -293,12 +300,16 @@ def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):
     return files | {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
 
 
+def draw_settings(recipe):
+    """Recipe -> its DrawSettings as arguments."""
+    return {one.name: recipe.settings[one.name] for one in fields(DrawSettings)}
+
+
 def remake(recipe):
     """Recipe -> PIL image: what `gencore.replay` calls."""
     painter = TextToImage.from_pretrained(recipe.model)
-    inputs, settings = recipe.inputs, recipe.settings
-    pictures = painter(inputs["drawn_with"], seed=recipe.seed, steps=settings["steps"], guidance=settings["guidance"],
-                       negative_prompt=settings["negative_prompt"], progress=False)
+    inputs = recipe.inputs
+    pictures = painter(inputs["drawn_with"], seed=recipe.seed, progress=False, **draw_settings(recipe))
     return picked(pictures, inputs["place"])
 
 

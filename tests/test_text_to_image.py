@@ -1,6 +1,7 @@
 """Prompts to pictures: the pipeline, its folder, its recipes."""
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,13 +129,28 @@ def test_long_prompts_are_cut_with_one_warning(painter, monkeypatch):
     torch.testing.assert_close(longer[0], cut[0], rtol=1e-4, atol=1e-4)                  # what lies behind the cut is not read
 
 
+def test_an_interval_guides_the_noise_levels_in_it_alone(painter, monkeypatch):
+    rows, draw = [], partial(painter, PROMPTS, seed=3, steps=4, output_type="pt", progress=False)
+    velocity = painter.painter.transformer.velocity
+    monkeypatch.setattr(painter.painter.transformer, "velocity", lambda x, *args, **more: rows.append(len(x)) or velocity(x, *args, **more))
+    whole, plain = draw(guidance=3.0), draw(guidance=1.0)
+    assert torch.equal(draw(guidance_interval=(0.0, 1.0)), whole)
+    assert torch.equal(draw(guidance_interval=(0.0, 0.0)), plain) and torch.equal(draw(guidance_interval=(1.0, 1.0)), plain)
+    rows.clear()
+    between, n = draw(guidance_interval=(0.25, 0.75)), len(PROMPTS)          # levels 0.999, 0.749, 0.5, 0.2498
+    assert rows == [n, 2 * n, 2 * n, n]
+    assert min(float((between - other).abs().max()) for other in (whole, plain)) > 1e-3
+
+
 @pytest.mark.parametrize("prompts,settings,message", [
     ([], {}, "prompts is empty"), (7, {}, "string or a list"), (["a", None], {}, r"prompts\[1\] should be a string"),
     ("a\ud800", {}, "half a character"), ("a", {"negative_prompt": "\ud800"}, "half a character"),
     ("a", {"steps": 0}, "steps should be"), ("a", {"guidance": -1}, "guidance should be between"), ("a", {"guidance": "3"}, "guidance"),
     ("a", {"seed": 0.5}, "seed should be a whole number"), ("a", {"seed": -1}, "seed should be"), ("a", {"seed": 2 ** 70}, "seed should be"),
     ("a", {"output_type": "jpg"}, "output_type should be one of"),
-    ("a", {"negative_prompt": None}, "negative_prompt should be a string")])
+    ("a", {"negative_prompt": None}, "negative_prompt should be a string"),
+    ("a", {"guidance_interval": 0.5}, "two noise levels"), ("a", {"guidance_interval": (0.8, 0.2)}, "high should be between 0.8 and 1"),
+    ("a", {"guidance_interval": (-1, 1)}, "low should be between"), ("a", {"guidance_interval": ("a", 1)}, "low should be")])
 def test_bad_arguments_are_refused_in_one_sentence(painter, prompts, settings, message):
     with pytest.raises(InputError, match=message):
         painter(prompts, **settings)
