@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from gencore.check import ConfigError, whole
+from gencore.check import ConfigError, InputError, in_range, whole
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,16 @@ def cosine_betas(count=1000, most=0.999):
 
 def check_steps(steps):
     whole("steps", steps, 1, 1000)
+
+
+def noise_interval(interval):
+    """(low, high), two shares of noise from 0 to 1, in which there is guidance -> the same, or InputError (Kynkaanniemi et al. 2024)."""
+    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+        raise InputError(f"guidance_interval should be two noise levels, (low, high), got {interval!r:.80}")
+    low, high = interval
+    in_range("guidance_interval's low", low, 0, 1)
+    in_range("guidance_interval's high", high, low, 1)
+    return low, high
 
 
 # ---- losses ----

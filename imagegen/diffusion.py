@@ -12,7 +12,7 @@ import torch
 
 from gencore.check import ConfigError, InputError, in_range, nearest, only_device, seeds_of, whole
 from gencore.checkpoint import save_folder
-from gencore.diffusion import VE, VP, data_from
+from gencore.diffusion import VE, VP, data_from, noise_interval
 from gencore.recipe import Recipe, lasting_name, made_with, register
 from gencore.samplers import ddim, ddpm, dpm_solver, euler, euler_ancestral, heun
 from imagegen.class_dit import ClassDiT
@@ -26,8 +26,14 @@ class Plan:
     """How pictures are drawn, checked."""
     steps: int
     guidance: float                             # 1 = the class as it is; more leans away from none
+    interval: tuple[float, float]               # of the steps in training, as shares, that are guided: above the first, up to the second
     sampler: str | Scheduler
     shape: tuple[int, int, int]                 # (C,h,w) of what the denoiser sees
+
+    def scale(self, t, count):
+        """The guidance at step t of `count` in training."""
+        low, high = self.interval
+        return float(self.guidance) if (low, high) == (0, 1) or low < (float(t) + 1) / count <= high else 1.0
 
 
 class Diffusion:
@@ -43,18 +49,21 @@ class Diffusion:
         check_fit(denoiser, autoencoder, self.labels, self.schedule)
 
     @torch.inference_mode()
-    def __call__(self, labels=None, *, steps=50, guidance=1.0, sampler=None, size=None, seed=None, output_type="pil", progress=True):
+    def __call__(self, labels=None, *, steps=50, guidance=1.0, guidance_interval=(0.0, 1.0), sampler=None, size=None, seed=None, output_type="pil",
+                 progress=True):
         """A label (name or number) or a list of them, or a number of pictures where there are no classes -> as many pictures: PIL images, or one
         array (B,H,W,C) in 0..1 ("np"), or tensor (B,C,H,W) in 0..1 ("pt").
 
+        guidance_interval: of the steps in training, from 1 (noise) down to 0, those that are guided.
         sampler: one of schedule.SAMPLERS, or a scheduler of diffusers, or its class. size: side, or (height, width). Picture i is drawn from the
         noise of seed + i, alone and in a list (up to rounding). seed None: a new one; it is in the picture's .info["recipe"]."""
         numbers = class_numbers(labels, self.labels, self.denoiser.cfg.classes)
-        plan = self._plan(steps, guidance, sampler, size)
+        plan = self._plan(steps, (guidance, guidance_interval), sampler, size)
         seeds = seeds_of(seed, len(numbers))
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
-        settings = {"steps": steps, "guidance": guidance, "size": [side * self.shrink for side in plan.shape[1:]],
+        settings = {"steps": steps, "guidance": guidance, "guidance_interval": guidance_interval,
+                    "size": [side * self.shrink for side in plan.shape[1:]],
                     "sampler": plan.sampler.config if isinstance(plan.sampler, Scheduler) else plan.sampler}
         made, recipes = [], []
         with progress_bar(-(-len(numbers) // TOGETHER) * steps, progress) as bar:
@@ -66,7 +75,7 @@ class Diffusion:
 
     def draw(self, numbers, seeds, *, steps=50, guidance=1.0, sampler=None, size=None):
         """numbers (B,) of classes and as many seeds -> pictures (B,C,H,W) in [-1,1], all in one batch."""
-        return self._drawn(numbers, seeds, self._plan(steps, guidance, sampler, size), lambda: None)
+        return self._drawn(numbers, seeds, self._plan(steps, (guidance, (0.0, 1.0)), sampler, size), lambda: None)
 
     def _drawn(self, numbers, seeds, plan, tick):
         device = next(self.denoiser.parameters()).device
@@ -78,7 +87,7 @@ class Diffusion:
 
     def way(self, noise, numbers, generators, plan):
         """noise (B,C,h,w), numbers (B,) of classes, B generators of fresh noise -> yields the way to the latents or pixels, step by step."""
-        says = Said(self.denoiser, numbers, none_of(self.denoiser, self.labels), plan.guidance)
+        says = Said(self.denoiser, numbers, none_of(self.denoiser, self.labels), lambda t: plan.scale(t, self.schedule.count))
         if isinstance(plan.sampler, Scheduler):
             return plan.sampler.way(says, noise, plan.steps, generators)
         levels, times = self.schedule.levels(plan.steps, plan.sampler)
@@ -103,9 +112,12 @@ class Diffusion:
         """Side of the pictures / side of what the denoiser sees."""
         return 1 if self.autoencoder is None else self.autoencoder.cfg.shrink
 
-    def _plan(self, steps, guidance, sampler, size):
-        """What was asked for, checked."""
+    def _plan(self, steps, guiding, sampler, size):
+        """What was asked for, checked; guiding: guidance and its interval."""
+        guidance, interval = guiding
         in_range("guidance", guidance, 0, 100)
+        if noise_interval(interval) != (0, 1) and self.schedule.path == "ve":
+            raise InputError(f'guidance_interval should be (0, 1) on the path "ve", which has no steps in training, got {interval!r}')
         if guidance != 1 and none_of(self.denoiser, self.labels) is None:
             raise InputError("guidance should be 1: this model has no class that stands for none to lean away from")
         if not isinstance(sampler, str) and sampler is not None:
@@ -114,7 +126,7 @@ class Diffusion:
             sampler = sampler or self.schedule.sampler
             self.schedule.check_sampler(sampler)
         self.schedule.levels(steps)                                                # steps at the door
-        return Plan(steps, guidance, sampler, self._shape(size))
+        return Plan(steps, guidance, interval, sampler, self._shape(size))
 
     def _shape(self, size):
         """Side or (height, width) of the pictures -> (C,h,w) of what the denoiser sees."""
@@ -154,18 +166,20 @@ class Diffusion:
 class Said:
     """The network with its classes and its guidance: (x (B,C,h,w), t) -> (what it predicts (B,C,h,w), what it says of the variance or None)."""
 
-    def __init__(self, denoiser, numbers, none, guidance):
-        self.denoiser, self.numbers, self.none, self.guidance = denoiser, numbers, none, float(guidance)
+    def __init__(self, denoiser, numbers, none, scale):
+        """scale(t) -> the guidance there."""
+        self.denoiser, self.numbers, self.none, self.scale = denoiser, numbers, none, scale
         self.classes = bool(denoiser.cfg.classes)
 
     def __call__(self, x, t):
-        if self.guidance == 1:
+        guidance = self.scale(t)
+        if guidance == 1:
             said = self._network(x, t, self.numbers)
         else:
             said, without = self._network(torch.cat((x, x)), t, torch.cat((self.numbers, torch.full_like(self.numbers, self.none)))).chunk(2)
         C = x.shape[1]
         predicted, variance = said[:, :C], said[:, C:] if said.shape[1] == 2 * C else None
-        return predicted if self.guidance == 1 else torch.lerp(without[:, :C], predicted, self.guidance), variance
+        return predicted if guidance == 1 else torch.lerp(without[:, :C], predicted, guidance), variance
 
     def _network(self, x, t, numbers):
         t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
@@ -251,9 +265,8 @@ def check_fit(denoiser, autoencoder, labels, schedule):
 
 def remake(recipe):
     """Recipe -> PIL image: what `gencore.replay` calls."""
-    settings = recipe.settings
-    pictures = Diffusion.from_pretrained(recipe.model)(recipe.inputs["classes"], seed=recipe.seed, progress=False, steps=settings["steps"],
-                                                       guidance=settings["guidance"], sampler=settings["sampler"], size=settings["size"])
+    settings = {name: recipe.settings[name] for name in ("steps", "guidance", "guidance_interval", "sampler", "size")}
+    pictures = Diffusion.from_pretrained(recipe.model)(recipe.inputs["classes"], seed=recipe.seed, progress=False, **settings)
     return picked(pictures, recipe.inputs["place"])
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from gencore.check import CheckpointError, ConfigError, InputError, floating, in_range, only_device, seeds_of
 from gencore.checkpoint import naming, read_json, resolve, save_folder
-from gencore.diffusion import FLOW, check_steps, data_from, flow_levels
+from gencore.diffusion import FLOW, check_steps, data_from, flow_levels, noise_interval
 from gencore.families import expect_fields
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, lasting_name, made_with, register
@@ -45,16 +45,12 @@ class DrawSettings:
     steps: int = 20                     # calls of the transformer
     guidance: float = 3.0               # 1 = the prompt as it is; more leans away from the negative prompt
     negative_prompt: str = ""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)         # noise levels (low, high] that are guided (Kynkaanniemi et al. 2024)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)         # noise levels that are guided: above the first, up to the second
 
     def __post_init__(self):
         check_steps(self.steps)
         in_range("guidance", self.guidance, 0, 100)
-        if not isinstance(self.guidance_interval, (list, tuple)) or len(self.guidance_interval) != 2:
-            raise InputError(f"guidance_interval should be two noise levels, (low, high), got {self.guidance_interval!r:.80}")
-        low, high = self.guidance_interval
-        in_range("guidance_interval's low", low, 0, 1)
-        in_range("guidance_interval's high", high, low, 1)
+        noise_interval(self.guidance_interval)
         if not isinstance(self.negative_prompt, str):
             raise InputError(f"negative_prompt should be a string, got {type(self.negative_prompt).__name__}")
 

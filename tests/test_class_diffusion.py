@@ -1,6 +1,7 @@
 """Diffusion as users call it, its schedules and its folders; equality with diffusers is in tests/parity/test_pipelines.py."""
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -64,6 +65,20 @@ def test_a_u_net_is_guided_where_it_has_a_class_for_none(tmp_path):
     torch.testing.assert_close(Diffusion.from_pretrained(tmp_path / "m")(["left"], steps=3, guidance=3.0, seed=0, output_type="pt"), made[1])
     with pytest.raises(InputError, match="guidance should be 1: this model has no class that stands for none"):
         Diffusion(tiny_unet(classes=2), labels=("left", "right"))("left", guidance=2.0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "UniPCMultistepScheduler"])
+def test_an_interval_guides_the_steps_in_it_alone(saved, sampler, monkeypatch):
+    import diffusers
+    rows, forward = [], saved.denoiser.forward
+    monkeypatch.setattr(saved.denoiser, "forward", lambda x, *rest: rows.append(len(x)) or forward(x, *rest))
+    draw = partial(saved, ["star"], steps=4, seed=0, sampler=getattr(diffusers, sampler, sampler), output_type="pt", progress=False)
+    whole, plain, between = draw(guidance=3.0), draw(guidance=1.0), draw(guidance=3.0, guidance_interval=(0.3, 0.6))
+    assert torch.equal(draw(guidance=3.0, guidance_interval=(0.0, 0.0)), plain)
+    assert min(float((between - other).abs().max()) for other in (whole, plain)) > 1e-4
+    rows.clear()
+    draw(guidance=3.0, guidance_interval=(0.3, 0.6))
+    assert set(rows) == {1, 2} and rows[0] == rows[-1] == 1                       # the middle alone
 
 
 def test_guidance_of_none_draws_what_no_class_draws(saved):
@@ -163,6 +178,8 @@ def test_parts_that_do_not_fit_are_named(make, words):
     (lambda model: model(4), "a number below 4, got 4"),
     (lambda model: model(True), "got True"), (lambda model: model(), "got None"), (lambda model: model("star", steps=0), "steps should be"),
     (lambda model: model("star", guidance=-1), "guidance should be between"),
+    (lambda model: model("star", guidance_interval=(0.9, 0.1)), "high should be between 0.9 and 1"),
+    (lambda model: Diffusion(model.denoiser, schedule=Schedule("ve", "edm", "euler"))(0, guidance_interval=(0, 0.5)), 'on the path "ve"'),
     (lambda model: model("star", sampler="plms"), "sampler should be ddpm, ddim"),
     (lambda model: model("star", sampler=3), "a scheduler of diffusers or its class, got 3"), (lambda model: model("star", size=10), "multiple of 4"),
     (lambda model: model("star", size=(16, 16, 3)), "a side, or"), (lambda model: model("star", output_type="jpg"), "output_type should be one of"),
