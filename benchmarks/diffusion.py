@@ -278,8 +278,8 @@ def quality(args, count=1000):
     ours = ours_for(pixels, dtype, max(50, round(args.seconds / statistics.mean(pace))))
     made = {"commonthread": ours(count, steps=25, seed=0, output_type="pt", progress=False) * 2 - 1}
     if has_ddpm():
+        theirs = by_ddpm(pixels, dtype, 10 ** 9, until=args.seconds)
         with torch.inference_mode():
-            theirs = by_ddpm(pixels, dtype, 10 ** 9, until=args.seconds)
             made["denoising-diffusion-pytorch"] = torch.cat([theirs.sample(batch_size=100) for _ in range(count // 100)]) * 2 - 1
     made |= {f"real digits, {split}": to_unit(real[split].pixels[-count:, :1]) for split in ("train", "test")}
     others, rows = features(judge, to_unit(real["test"].pixels[:count, :1])), {}

@@ -31,7 +31,7 @@ class Plan:
     shape: tuple[int, int, int]                 # (C,h,w) of what the denoiser sees
 
     def scale(self, t, count):
-        """The guidance at step t of `count` in training."""
+        """The guidance at step t of `count` in training, which are numbered from 0 (no noise)."""
         low, high = self.interval
         return float(self.guidance) if (low, high) == (0, 1) or low < (float(t) + 1) / count <= high else 1.0
 

@@ -163,7 +163,7 @@ def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
     weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) * (noto if row["style"] == "noto" else 1.0)
                         / copies[row["concept"], row["style"]] ** 0.5 for row in drawn.rows])
     cells = torch.stack([cells_of(row) for row in sets.scenes.rows]) if len(sets.scenes) else torch.empty(0, 3, 8, 8, dtype=torch.int8)
-    several = np.array([1.0 if things_in(words_of(row["words"][0])) > 1 else 0.5 for row in sets.scenes.rows])
+    several = np.array([2.0 if things_in(words_of(row["words"][0])) > 1 else 1.0 for row in sets.scenes.rows])
     weights = np.concatenate((weights / weights.sum() * (1 - digits - scenes), np.full(len(sets.digits), digits / max(1, len(sets.digits))),
                               several * scenes / max(1.0, several.sum())))
     rows = [*drawn.rows, *sets.digits.rows, *sets.scenes.rows]

@@ -83,6 +83,13 @@ def test_too_many_and_too_few_are_told_apart():
     assert not answered(three, things[:2])["presence"]
 
 
+def test_of_three_alike_one_lies_above_in_the_middle():
+    for shape, size in itertools.product(SHAPES, scenes.SIZES):
+        things = compose(Request((Group("red", shape, size, 3),)), np.random.default_rng(1))
+        top, left, right = sorted(things, key=lambda thing: (thing.y > 0.5, thing.x))
+        assert top.y < 0.5 < min(left.y, right.y) and 0.25 < top.x < 0.75 and left.x < 0.5 < right.x
+
+
 def test_relations_have_their_opposites():
     back = scenes.OPPOSITE
     assert back.keys() == scenes.RELATIONS.keys() and all(back[back[name]] == name for name in back)
