@@ -87,7 +87,7 @@ def test_shares_of_a_batch_are_as_asked_and_scenes_may_be_missing():
     assert [round(float(part.sum()), 6) for part in np.split(shares[1], (4, 7))] == [0.8, 0.2, 0.0]
 
 
-def test_concepts_count_by_the_root_of_their_tones_and_single_things_half():
+def test_concepts_count_by_a_power_of_their_tones_and_single_things_half():
     nothing, row = torch.empty(0, 3, 64, 64, dtype=torch.uint8), {"style": "noto", "group": "People", "keywords": []}
     drawn = [{**row, "name": name, "concept": name[:3], "gender": "none", "skin_tone": tone} for name, tone in
              (("wave", "none"), ("wave: dark", "dark"), ("wave: light", "light"), ("wave: medium", "medium"), ("cat", "none"))]
@@ -96,7 +96,7 @@ def test_concepts_count_by_the_root_of_their_tones_and_single_things_half():
     sets = train_painter.Sets(*(Pictures(nothing.new_zeros(len(rows), 3, 64, 64), rows) for rows in (drawn, [], composed)))
     assert [train_painter.things_in(train_painter.words_of(row["words"][0])) for row in composed] == [1, 3, 2]
     weights = train_painter.captioned(sets, digits=0.0, scenes=0.5).weights
-    assert weights[:4].sum() == pytest.approx(2 * weights[4]) and weights[5:].tolist() == pytest.approx([0.1, 0.2, 0.2])
+    assert weights[:4].sum() == pytest.approx(4 ** 0.6 * weights[4]) and weights[5:].tolist() == pytest.approx([0.1, 0.2, 0.2])
 
 
 def test_what_lies_where_is_learnt_where_it_is_known():
