@@ -81,7 +81,8 @@ class Editor:
         edit = Edit(before, redrawn, prompt, strength, seed, settings)
         return finished(self._drawn(edit), [self._recipe(edit)], "pil")[0]
 
-    def outpaint(self, picture, prompt, *, left=0, top=0, right=0, bottom=0, steps=20, guidance=3.0, negative_prompt="", seed=None):
+    def outpaint(self, picture, prompt, *, left=0, top=0, right=0, bottom=0, steps=20, guidance=3.0, negative_prompt="",
+                 guidance_interval=(0.0, 1.0), seed=None):
         """A picture and what it shows -> a PIL picture of the painter's size that goes on beyond its border, by so many of its pixels at each side.
 
         The longer side is brought to the painter's size, as everywhere: what was there becomes smaller when that side grows. A margin below 0 is cut
@@ -89,13 +90,15 @@ class Editor:
         single things in the middle completes one that was cut off, and does not know what lies around a whole one."""
         opened = open_picture(picture)
         canvas, mask = widened(opened, left=left, top=top, right=right, bottom=bottom)
-        return self(canvas, prompt, mask=mask, steps=steps, guidance=guidance, negative_prompt=negative_prompt, seed=seed)
+        return self(canvas, prompt, mask=mask, steps=steps, guidance=guidance, negative_prompt=negative_prompt, guidance_interval=guidance_interval,
+                    seed=seed)
 
-    def variations(self, picture, prompt, *, count=4, strength=0.6, steps=20, guidance=3.0, negative_prompt="", seed=None):
+    def variations(self, picture, prompt, *, count=4, strength=0.6, steps=20, guidance=3.0, negative_prompt="",
+                   guidance_interval=(0.0, 1.0), seed=None):
         """A picture and what it shows -> `count` PIL pictures like it, as far from it as strength says; number i is what seed + i draws."""
         whole("count", count, 1, 1000)
-        return [self(picture, prompt, strength=strength, steps=steps, guidance=guidance, negative_prompt=negative_prompt, seed=one)
-                for one in seeds_of(seed, count)]
+        return [self(picture, prompt, strength=strength, steps=steps, guidance=guidance, negative_prompt=negative_prompt,
+                     guidance_interval=guidance_interval, seed=one) for one in seeds_of(seed, count)]
 
     @property
     def side(self):
@@ -113,11 +116,11 @@ class Editor:
         return after if edit.redrawn is None else torch.where(edit.redrawn, after, edit.before)
 
     @torch.inference_mode()
-    def between(self, prompts, *, seeds=(0,), frames=8, steps=20, guidance=3.0):
+    def between(self, prompts, *, seeds=(0,), frames=8, steps=20, guidance=3.0, guidance_interval=(0.0, 1.0)):
         """Prompts, or one, and seeds, or one -> PIL pictures from the first to the last, `frames` for each part and the last one.
 
         What is one stays: two prompts and one seed change what is drawn, one prompt and two seeds how. Prompts go along lines, noises along arcs."""
-        prompts, settings = check_prompts(prompts), DrawSettings(steps, guidance)
+        prompts, settings = check_prompts(prompts), DrawSettings(steps, guidance, guidance_interval=guidance_interval)
         if not isinstance(seeds, (list, tuple)) or not seeds:
             raise InputError(f"seeds should be a list of whole numbers, got {seeds!r:.80}")
         keys = max(len(prompts), len(seeds))

@@ -95,6 +95,15 @@ def test_variations_are_as_many_edits_that_replay(editor, picture, tmp_path):
     assert gencore.replay(tmp_path / "a.png").tobytes() == made[2].tobytes() and gencore.replay(tmp_path / "b.png").size == (16, 16)
 
 
+@pytest.mark.parametrize("drawn", [
+    lambda e, p, **how: [e(p, PROMPTS[0], seed=1, **how)], lambda e, p, **how: [e.outpaint(p, PROMPTS[0], left=4, seed=1, **how)],
+    lambda e, p, **how: e.variations(p, PROMPTS[0], count=1, seed=1, **how), lambda e, p, **how: e.between(PROMPTS, frames=1, **how)[:1]])
+def test_every_way_of_editing_takes_an_interval(editor, picture, drawn):
+    guided, plain, none = (drawn(editor, picture, steps=2, **how)[0].tobytes()
+                           for how in ({"guidance": 9.0}, {"guidance": 1.0}, {"guidance": 9.0, "guidance_interval": (0.0, 0.0)}))
+    assert none == plain != guided
+
+
 def test_long_prompts_are_cut_with_one_warning(editor, picture):
     for call in (lambda: editor(picture, "seven " * 40, steps=1, seed=0), lambda: editor.between(["seven " * 40, "a"], frames=1, steps=1)):
         with pytest.warns(UserWarning, match='1 prompt.s. have more than 12 tokens and are cut there, the first: "seven') as caught:
