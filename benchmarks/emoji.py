@@ -3,7 +3,7 @@
     python -m benchmarks.emoji --data FOLDER                  (a folder with emoji/, train.parquet and test.parquet)
     python -m benchmarks.emoji --data FOLDER --only names     the first half: half of the judges, a third of the time
 
-Four judges learn from real training pictures, disturbed, and from nothing that a model made (half an hour of CPU time; kept in --judges): which of
+Four judges learn from real training pictures, disturbed, and from nothing that a model made (forty minutes of CPU time; kept in --judges): which of
 500 names, which design, which concept (a name without tone and gender), which skin tone. Ceilings: real pictures (for names and designs those that
 the judges learnt from; for concepts and tones the held-out test pictures), and those after the autoencoder. Copies: how near drawings of held-out
 combinations lie to their nearest training picture, beside real held-out pictures (imagegen.evaluate.copies, 16 x 16 averages).
@@ -74,7 +74,7 @@ def answers(train):
 
 class Judge:
     """pictures -> answers of one kind."""
-    steps = {"name": 4000, "design": 4000, "concept": 6000, "tone": 2500}
+    steps = {"name": 4000, "design": 4000, "concept": 6000, "tone": 6000}
 
     def __init__(self, kind, answer, train, folder):
         self.answer = answer
