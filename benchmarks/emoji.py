@@ -1,7 +1,7 @@
 """Figures of the painter's emoji beyond the common ones: 500 names, five designs, tones and genders that were never seen together, copies.
 
     python -m benchmarks.emoji --data FOLDER                  (a folder with emoji/, train.parquet and test.parquet)
-    python -m benchmarks.emoji --data FOLDER --only names     the first half: half of the judges, a third of the time
+    python -m benchmarks.emoji --data FOLDER --only names     the first half: two of the four judges
 
 Four judges learn from real training pictures, disturbed, and from nothing that a model made (forty minutes of CPU time; kept in --judges): which of
 500 names, which design, which concept (a name without tone and gender), which skin tone. Ceilings: real pictures (for names and designs those that

@@ -67,6 +67,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     before = signal.getsignal(signal.SIGINT)                                        # in the background of a shell it is ignored
     with pytest.raises(KeyboardInterrupt):
         toy_fit(tmp_path / "run", HARD, evaluate=evaluate)
+    assert before in (signal.default_int_handler, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGINT) is before                                # and the handlers are the old ones again
 
 
