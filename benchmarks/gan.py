@@ -24,11 +24,12 @@ from gencore import Run, TrainConfig
 from gencore.check import DataError, InputError, command, whole
 from gencore.checkpoint import load_tensors
 from gencore.data import image_folder
+from gencore.optim import make_optimizer
 from gencore.recipe import versions
 from gencore.run_folder import checkpoints, load_state
 from gencore.train import fit
 from imagegen import TextToImage
-from imagegen.adversarial import Game, StackedBatches, adam, first_loss, relativistic_loss
+from imagegen.adversarial import Game, StackedBatches, first_loss, relativistic_loss, without_momentum
 from imagegen.data import DIGITS, Pictures, cached, grid, square, to_bytes, to_pil, to_unit
 from imagegen.dcgan import DCCritic, DCGenerator
 from imagegen.evaluate import classification_accuracy, copies, frechet_distance, kernel_distance, modes, precision_and_recall
@@ -169,9 +170,9 @@ class Way:
 
 
 WAYS = {
-    "modern": Way(GANConfig(picture_channels=3, widths=(64, 64, 32, 16)), (Generator, Critic), relativistic_loss, adam,
-                  TrainConfig(steps=2600, batch=32, lr=1e-3, warmup=50, decay=0.5, weight_decay=0.0, clip=None, ema=0.995, precision="auto")),
-    "baseline": Way(GANConfig(picture_channels=3, latent=100), (DCGenerator, DCCritic), first_loss, partial(adam, betas=(0.5, 0.999)),
+    "modern": Way(GANConfig(picture_channels=3, widths=(64, 64, 32, 16)), (Generator, Critic), relativistic_loss, without_momentum,
+                  TrainConfig(steps=6500, batch=32, lr=1e-3, muon_lr=6e-3, warmup=50, decay=0.7, weight_decay=0.1, clip=None, ema=0.995, precision="auto")),
+    "baseline": Way(GANConfig(picture_channels=3, latent=100), (DCGenerator, DCCritic), first_loss, partial(make_optimizer, betas=(0.5, 0.999)),
                     TrainConfig(steps=3600, batch=64, lr=2e-4, warmup=0, decay=0.0, weight_decay=0.0, clip=None, precision="auto")),
 }
 

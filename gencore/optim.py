@@ -68,8 +68,10 @@ class Optimizers:
             part.load_state_dict(saved)
 
 
-def make_optimizer(model, config):
-    """Model + TrainConfig (lr, muon_lr, weight_decay) -> Optimizers. Without `muon_lr` AdamW moves everything."""
+def make_optimizer(model, config, *, betas=(0.9, 0.95), momentum=0.95):
+    """Model + TrainConfig (lr, muon_lr, weight_decay) -> Optimizers. Without `muon_lr` AdamW moves everything.
+
+    betas: AdamW's; momentum: Muon's."""
     matrices, decayed, plain = split_parameters(model, config.muon_lr is not None)
     if not matrices + decayed + plain:
         raise ConfigError("the model has no trainable parameter: set requires_grad on what should be trained")
@@ -78,9 +80,9 @@ def make_optimizer(model, config):
     parts = []
     if matrices:
         group = {"params": matrices, "peak": config.muon_lr}
-        parts.append(Muon([group], config.muon_lr, momentum=0.95, weight_decay=config.weight_decay))
+        parts.append(Muon([group], config.muon_lr, momentum=momentum, weight_decay=config.weight_decay))
     if groups:
-        parts.append(torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), eps=1e-8, fused=True))
+        parts.append(torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=1e-8, fused=True))
     return Optimizers(parts)
 
 

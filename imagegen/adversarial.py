@@ -3,13 +3,15 @@
 The modern game (Jolicoeur-Martineau 2019, Huang et al. 2024): a real picture and a made one are scored as a pair, and the slope of the critic is
 kept small at both (R1 + R2), which makes the game stand still where it is won. The first one (Goodfellow et al. 2014, the non-saturating form)
 scores each picture alone and has no such brake."""
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gencore.optim import Optimizers
+from gencore.optim import make_optimizer
 from gencore.train import fit
 from imagegen.data import to_unit
 from imagegen.labelled import LabelledBatches
@@ -67,11 +69,8 @@ def frozen(critic, pictures, *given):
     return torch.func.functional_call(critic, {name: p.detach() for name, p in critic.named_parameters()}, (pictures, *given))
 
 
-def adam(model, config, *, betas=(0.0, 0.99)):
-    """Adam without momentum: where two sides move, yesterday's direction is wrong today. (DCGAN had betas of 0.5 and 0.999.)"""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    group = {"params": parameters, "weight_decay": config.weight_decay, "peak": config.lr}
-    return Optimizers([torch.optim.AdamW([group], lr=config.lr, betas=betas, eps=1e-8, fused=True)])
+# how both sides are moved: where they move, yesterday's direction is wrong today (DCGAN's Adam had betas of 0.5 and 0.999)
+without_momentum = partial(make_optimizer, betas=(0.0, 0.99), momentum=0.0)
 
 
 class StackedBatches(LabelledBatches):
@@ -84,4 +83,4 @@ class StackedBatches(LabelledBatches):
 
 def train_gan(generator, critic, batches, config, *, run, loss=relativistic_loss):
     """-> the generator, its averaged weights in it when config.ema is set."""
-    return fit(Game(generator, critic), loss, batches, config, run=run, optimizer=adam).generator.eval()
+    return fit(Game(generator, critic), loss, batches, config, run=run, optimizer=without_momentum).generator.eval()

@@ -84,6 +84,17 @@ def test_the_chosen_answers_own_likelihood_is_added_a_token(lm):
     torch.testing.assert_close(both - plain, -0.5 * (rows.reference[:, 0] / lengths).sum(), rtol=1e-4, atol=1e-4)
 
 
+def test_columns_behind_every_answer_change_nothing(lm):
+    rows = Preferences(lm, PAIRS)
+    batch = {name: torch.stack([rows[i][name] for i in range(2)]) for name in rows[0]}
+    wider = {"ids": F.pad(batch["ids"], (0, 9), value=1), "targets": F.pad(batch["targets"], (0, 9), value=-100), "reference": batch["reference"]}
+    seen = []
+    lm.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    with torch.no_grad():
+        losses = [preference_loss(likelihood=1.0)(lm, rows, None)[0] for rows in (batch, wider)]
+    assert losses[0] == losses[1] and seen[0] == seen[1] < wider["ids"].shape[-1]
+
+
 def test_wrong_input_is_named(lm):
     with pytest.raises(DataError, match="the list is empty"):
         Preferences(lm, [])

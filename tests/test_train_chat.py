@@ -93,6 +93,14 @@ def test_the_way_that_keeps_more_is_preferred_and_the_peoples_own_where_all_lose
     assert all(pair["prompt"] == ASKED[:-1] for pair in pairs) and kept == (1 + 5 + 0 + 1 + 0 + 5 + 5) / (7 * 5)
 
 
+def test_what_is_invented_or_said_over_and_over_is_worth_less():
+    (before, theirs, wanted), = confirmations(ASKED)
+    worth = lambda way: prefer_chat.worth(way, before, theirs, wanted)
+    whole = "Please confirm: 3 in Rome at Luigi's on March 3rd at 6 pm"
+    assert worth(whole) == worth(theirs) == len(wanted) == 5
+    assert worth(whole + " in Paris") == worth(whole + ", Rome, Rome") == 4 and worth("Please confirm: 3 in Rome, in Rome") == 1
+
+
 def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
     import pyarrow
     import pyarrow.parquet

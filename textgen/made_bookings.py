@@ -4,7 +4,10 @@
 
 Names are put together from words and numbers are drawn, so that what was said has to be looked up: hotels by nights, rides to places that came up
 earlier, and changes of mind, of which recorded conversations have few."""
-COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+from textgen.slots import some_word
+
+COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
+SOON = ("today", "tomorrow", "the day after tomorrow", "next Monday", "next Tuesday", "next Wednesday", "next Thursday", "next Friday")
 WAYS = ("Street", "Avenue", "Road", "Boulevard", "Way", "Drive", "Lane", "Place", "Court")
 CITIES = ("San Francisco", "San Jose", "Oakland", "Berkeley", "Los Angeles", "San Diego", "Anaheim", "Sacramento", "Napa", "Santa Rosa", "Seattle",
           "Portland", "Vancouver", "Las Vegas", "Phoenix", "Denver", "Chicago", "Atlanta", "New York", "Philadelphia", "Washington", "London",
@@ -12,7 +15,8 @@ CITIES = ("San Francisco", "San Jose", "Oakland", "Berkeley", "Los Angeles", "Sa
 OPENINGS = ("Please confirm the following details:", "Please confirm:", "To confirm:", "Please confirm the following:", "Okay, please confirm:",
             "Can you confirm the following details, please?", "Please confirm the following information:", "Sure, to confirm:",
             "Can you please confirm that you want", "Please confirm that you want", "Please confirm that you would like", "Please confirm you want",
-            "Please confirm your booking for", "Could you confirm that you need", "Let me confirm:")
+            "Please confirm your booking for", "Could you confirm that you need", "Let me confirm:", "Please confirm to book",
+            "Please confirm your reservation for", "Just to confirm, you want", "So to confirm, you want to book", "Okay, let's confirm the details:")
 YES = ("Yes, that's right.", "Yes, please.", "That is correct.", "Yes, thanks.", "Sounds good.", "Perfect.")
 DONE = ("Your booking is confirmed.", "It has been booked.", "I have made the reservation.", "You're all set.", "The booking was successful.")
 
@@ -44,7 +48,7 @@ class Bookings:
     # ---- what is named ----
 
     def name(self, draw, least=1, most=5):
-        name = " ".join(draw.choice(self.words) for _ in range(draw.randint(least, most)))
+        name = " ".join(some_word(self.words, draw) for _ in range(draw.randint(least, most)))
         return name[0].upper() + name[1:]
 
     def address(self, draw):
@@ -55,6 +59,14 @@ class Bookings:
         day = draw.randint(1, 28)
         nth = f"{day}{'th' if 10 < day < 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(day % 10, 'th')}"
         return draw.choice((f"March {nth}", f"the {nth}", f"{nth} of March", f"the {nth} of this month")), f"March {nth}"
+
+    def day(self, draw):
+        """-> the same with the word before it: "on March 3rd", or "tomorrow", which both say alike."""
+        if draw.random() < 0.3:
+            soon = draw.choice(SOON)
+            return soon, soon
+        said, date = self.date(draw)
+        return f"on {said}", f"on {date}"
 
     def time(self, draw):
         hour, minutes = draw.randint(1, 12), draw.choice(("00", "00", "15", "30", "45"))
@@ -82,10 +94,11 @@ class Bookings:
             lines += [phrase(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another?", "What else is there?"))]
         lines.append(phrase(draw, offer, hotel, stars, draw.randint(2, 10)))
         lines += self.aside(draw)
-        (rooms_said, rooms), (days_said, days), (date_said, date) = self.count(draw, 4), self.count(draw, 9), self.date(draw)
+        (rooms_said, rooms), (days_said, days), (day_said, day) = self.count(draw, 4), self.count(draw, 14), self.day(draw)
         unit = draw.choice(("days", "days", "nights"))
         facts = [(f"for {days_said} {unit if days > 1 else unit[:-1]}", f"for {days} {unit if days > 1 else unit[:-1]}", "How long will you stay?"),
-                 (f"from {date_said}", draw.choice(("starting on {}", "from {}", "checking in on {}")).format(date), "When do you check in?"),
+                 (f"from {day_said.removeprefix('on ')}", draw.choice((f"from {day.removeprefix('on ')}", f"starting {day}", f"checking in {day}")),
+                  "When do you check in?"),
                  (f"{rooms_said} room{'s' * (rooms > 1)}", f"{rooms} room{'s' * (rooms > 1)}", "How many rooms do you need?")]
         asked = ("Book me a room there", "I'd like to book it", "That works, please reserve it", "Great, make a reservation")
         lines += self.told(draw, draw.choice(asked), facts)
@@ -95,8 +108,8 @@ class Bookings:
     def table(self, draw):
         city, place = draw.choice(CITIES), self.name(draw)
         lines = [phrase(draw, ("I want to eat out in {0}.", "Find me a restaurant in {0}.", "I'd like a table somewhere in {0}."), city)]
-        (people_said, people), (time_said, time), (date_said, date) = self.count(draw, 8), self.time(draw), self.date(draw)
-        facts = [(f"at {time_said}", f"at {time}", "At what time?"), (f"on {date_said}", f"on {date}", "On what day?"),
+        (people_said, people), (time_said, time), (day_said, day) = self.count(draw, 8), self.time(draw), self.day(draw)
+        facts = [(f"at {time_said}", f"at {time}", "At what time?"), (day_said, day, "On what day?"),
                  (f"for {people_said}", f"for {people}{draw.choice(('', ' people' if people > 1 else ' person'))}", "For how many people?")]
         if draw.random() < 0.4:
             lines += ["Do you have a restaurant in mind?", phrase(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
@@ -111,10 +124,10 @@ class Bookings:
 
     def house(self, draw):
         city, address = draw.choice(CITIES), self.address(draw)
-        (people_said, people), (first_said, first), (last_said, last) = self.count(draw, 5), self.date(draw), self.date(draw)
+        (people_said, people), (first_said, first), (last_said, last) = self.count(draw, 5), self.day(draw), self.date(draw)
         lines = [phrase(draw, ("I need a house in {0}.", "Search for a house to stay in, in {0}."), city),
                  phrase(draw, ("There is a nice house at {0} in {1}.", "How about the house located at {0}?"), address, city)]
-        facts = [(f"checking in on {first_said}", f"checking in on {first}", "When will you check in?"),
+        facts = [(f"checking in {first_said}", f"checking in {first}", "When will you check in?"),
                  (f"leaving on {last_said}", f"checking out on {last}", "When will you check out?"),
                  (f"for {people_said}", f"for {people} {'people' if people > 1 else 'person'}", "How many people are you?")]
         lines += self.told(draw, draw.choice(("Book it", "I'd like to reserve that one")), facts)
@@ -159,6 +172,7 @@ class Bookings:
             return []
         phone = f"{draw.randint(200, 999)}-{draw.randint(200, 999)}-{draw.randint(1000, 9999)}"
         return draw.choice((["What's the phone number?", f"The phone number is {phone}."], ["Is it expensive?", "It is moderately priced."],
+                            ["How much is it per night?", f"It is ${draw.randint(40, 400)}."],
                             ["What is the address?", f"It is at {self.address(draw)}."]))
 
     def told(self, draw, asked, facts):

@@ -3,10 +3,11 @@
     python -m textgen.prefer_chat --data dialogues.parquet --base chat --out runs/chat-kept
 
 Of several ways in which the model itself confirms a booking of the training part, most of them told with other times, dates, numbers and names, the
-one that keeps the most is preferred to the one that loses the most; where all lose something, the people's own turn is. Then again from there, as
-often as --base and --out say: the pairs are the model's own, so each round has what it still gets wrong."""
+one that keeps the most is preferred to the one that loses, invents or repeats the most; where none is faultless, the people's own turn is. Then again
+from there, as often as --base and --out say: the pairs are the model's own, so each round has what it still gets wrong."""
 import argparse
 import random
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,9 @@ from textgen.confirmations import SERVICES, confirm, confirmations, holds
 from textgen.conversations import read_conversations
 from textgen.made_bookings import Bookings
 from textgen.preference import Preferences, preference_loss
-from textgen.slots import Swaps
+from textgen.slots import Swaps, slots
+
+REPEATED = re.compile(r"\b(\w[\w'&-]*(?:\W+\w[\w'&-]*){0,3})\W+\1\b", re.IGNORECASE)                # up to four words, and at once again
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class Plan:
     ways: Count = 6                 # how often each
     temperature: Positive = 0.8
     swaps: Share = 0.7              # share of the conversations that are told with other values
-    made: Share = 0.3               # share of the turns that are of made bookings
+    made: Share = 0.5               # share of the turns that are of made bookings
     beta: Positive = 0.1
-    likelihood: float = 0.3         # how much the preferred answer's own likelihood counts beside the preference
+    likelihood: float = 1.0         # how much the preferred answer's own likelihood counts beside the preference
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=8, lr=1e-4, decay=0.7, warmup=20, weight_decay=0.0,
                                                                    precision="auto", save_every=200))
 
@@ -67,13 +70,20 @@ def preferred(chat, turns, plan):
     pairs, kept, total = [], 0, 0
     for number, (before, theirs, wanted) in zip(tqdm(range(plan.turns), desc="confirmations"), turns):
         ways = confirm(chat, before, theirs, ways=plan.ways, temperature=plan.temperature, seed=number * plan.ways)
-        scores = [sum(holds(way, slot) for slot in wanted) for way in ways]
-        kept, total = kept + sum(scores), total + len(wanted) * len(ways)
+        scores = [worth(way, before, theirs, wanted) for way in ways]
+        kept, total = kept + sum(holds(way, slot) for way in ways for slot in wanted), total + len(wanted) * len(ways)
         best = ways[scores.index(max(scores))] if max(scores) == len(wanted) else theirs
         rows = {"prompt": before, "chosen": best, "rejected": ways[scores.index(min(scores))]}
         if min(scores) < len(wanted) and fits(chat.lm, rows):
             pairs.append(rows)
     return pairs, kept / total
+
+
+def worth(way, before, theirs, wanted):
+    """How many of the slots a way keeps, less the values that nobody has said and the words that it says over and over."""
+    said = "\n".join((*(message["content"] for message in before), theirs))
+    invented = sum(not holds(said, value) for value in slots(way))
+    return sum(holds(way, slot) for slot in wanted) - invented - max(0, len(REPEATED.findall(way)) - len(REPEATED.findall(theirs)))
 
 
 def fits(lm, pair):

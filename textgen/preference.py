@@ -83,10 +83,11 @@ def preference_loss(*, beta=0.1, smoothing=0.0, likelihood=0.0):
         raise InputError(f"beta should be above 0, smoothing from 0 to below 0.5, likelihood not below 0, got {beta}, {smoothing} and {likelihood}")
 
     def loss(model, batch, generator):
-        B = len(batch["ids"])
-        policy = answer_logprobs(model, batch["ids"].flatten(0, 1), batch["targets"].flatten(0, 1)).view(B, 2)
+        counts = batch["targets"] != IGNORED                                          # (B, 2, T)
+        B, read = len(counts), int(counts.any(1).any(0).nonzero().max()) + 1          # what stands behind every answer is not read
+        policy = answer_logprobs(model, *(batch[name][..., :read].flatten(0, 1) for name in ("ids", "targets"))).view(B, 2)
         losses, _ = dpo_loss(policy, batch["reference"], beta=beta, smoothing=smoothing)
-        tokens = (batch["targets"][:, 0] != IGNORED).sum(1)                           # (B,)
+        tokens = counts[:, 0].sum(1)                                                  # (B,)
         return (losses - likelihood * policy[:, 0] / tokens).sum(), B
 
     return loss

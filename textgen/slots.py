@@ -58,5 +58,14 @@ class Swaps:
         if kind == "number" and len(value) > 2:
             return str(draw.randrange(10 ** (len(value) - 1), 10 ** len(value)))
         if kind == "name" and draw.random() < 0.5:
-            return " ".join(draw.choice(self.words) for _ in range(draw.randint(1, 4)))
+            return " ".join(some_word(self.words, draw) for _ in range(draw.randint(1, 4)))
         return draw.choice(self.drawn[kind])
+
+
+def some_word(words, draw):
+    """One of the words, or one that nobody has heard: the beginning of one with the end of another ("Silverlisco")."""
+    word = draw.choice(words)
+    if draw.random() < 0.5:
+        other = draw.choice(words)
+        word = word[:draw.randint(1, max(1, len(word) - 1))] + other[draw.randint(0, len(other) - 1):].lower()
+    return word

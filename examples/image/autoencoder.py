@@ -22,7 +22,7 @@ import torch
 from gencore import Run, TrainConfig, fit
 from gencore.check import ConfigError, command
 from gencore.config import override
-from imagegen.adversarial import adam
+from imagegen.adversarial import without_momentum
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.autoencoder_training import Finish, PatchCritic, finish_loss, psnr, train_tower
 from imagegen.data import grid, to_pil, to_unit
@@ -98,7 +98,7 @@ def learnt(model, plan, data, part, run, tower=None):
     model.critic.requires_grad_(weights[1] > 0)
     batches = LabelledBatches(data.pixels, data.labels, config.batch, config.seed)
     return fit(model, lambda model, batch, draws: finish_loss(model, batch, draws, tower=tower, weights=weights, gamma=plan.gamma), batches, config,
-               run=run, optimizer=adam)
+               run=run, optimizer=without_momentum)
 
 
 def files(plan, autoencoder, data):
