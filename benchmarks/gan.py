@@ -171,7 +171,8 @@ class Way:
 
 WAYS = {
     "modern": Way(GANConfig(picture_channels=3, widths=(64, 64, 32, 16)), (Generator, Critic), relativistic_loss, without_momentum,
-                  TrainConfig(steps=6500, batch=32, lr=1e-3, muon_lr=6e-3, warmup=50, decay=0.7, weight_decay=0.1, clip=None, ema=0.995, precision="auto")),
+                  TrainConfig(steps=6500, batch=32, lr=1e-3, muon_lr=6e-3, warmup=50, decay=0.7, weight_decay=0.1, clip=None, ema=0.995,
+                              precision="auto")),
     "baseline": Way(GANConfig(picture_channels=3, latent=100), (DCGenerator, DCCritic), first_loss, partial(make_optimizer, betas=(0.5, 0.999)),
                     TrainConfig(steps=3600, batch=64, lr=2e-4, warmup=0, decay=0.0, weight_decay=0.0, clip=None, precision="auto")),
 }

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 import gencore
 from gencore import Run, TrainConfig
 from gencore.check import CheckpointError, ConfigError, InputError
-from imagegen.adversarial import Game, StackedBatches, drawn, first_loss, relativistic_loss, train_gan
+from imagegen.adversarial import Game, StackedBatches, drawn, first_loss, relativistic_loss, train_gan, without_momentum
 from imagegen.data import DIGITS
 from imagegen.dcgan import DCCritic, DCGenerator
 from imagegen.gan import GAN, Critic, GANConfig, Generator
@@ -34,6 +34,19 @@ def game():
 def batch(rows=4):
     draw = torch.Generator().manual_seed(1)
     return {"pixels": torch.randint(0, 256, (rows, 1, 8, 8), generator=draw, dtype=torch.uint8), "labels": torch.arange(rows) % 2}
+
+
+@pytest.mark.parametrize("muon_lr", [None, 1e-2])
+def test_yesterdays_direction_moves_nothing(game, muon_lr):
+    optimizer = without_momentum(game, TrainConfig(lr=1e-2, muon_lr=muon_lr, weight_decay=0.0))
+    before = [p.detach().clone() for p in game.parameters()]
+    for gradient in (1.0, 0.0):
+        for p in game.parameters():
+            p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+        moved = [not torch.equal(p, old) for p, old in zip(game.parameters(), before)]
+        assert all(moved) if gradient else not any(moved)
+        before = [p.detach().clone() for p in game.parameters()]
 
 
 def test_one_backward_gives_each_side_the_gradient_of_its_own_loss(game):

@@ -42,3 +42,18 @@ def test_users_speak_loosely_and_the_assistant_in_figures():
     assert all(said == told for said, told in days if not told.startswith("on ")) and {"tomorrow", "next Friday"} <= {told for _, told in days}
     assert all(said.startswith("on ") for said, told in days if told.startswith("on March"))
     assert make.date(random.Random(0))[1].startswith("March ") and make.count(random.Random(1), 4)[1] in range(1, 5)
+
+
+def test_a_recorded_hotel_is_booked_by_days_and_others_are_none():
+    make = Bookings(WORDS)
+    texts = ("Find me a hotel in SF.", "How about the Grand Inn?", "What is its phone number?", "It is 555.", "Good, book it until the 9th.",
+             "Please confirm: 2 rooms at the Grand Inn in San Francisco until March 9th.", "Yes.", "Done.")
+    talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    for seed in range(20):
+        told = make.by_days(talk, random.Random(seed))
+        asked = next(message["content"] for message in told[4:] if "confirm" in message["content"].lower())
+        assert told[:4] == talk[:4] and [message["role"] for message in told] == ["user", "assistant"] * (len(told) // 2)
+        assert "Grand Inn" in asked and "in San Francisco" in asked and re.search(r"for \d+ (day|night)", asked)
+        assert not any("until" in message["content"] for message in told)
+    assert make.by_days(talk[:5], random.Random(0)) is None and make.by_days(talk[5:], random.Random(0)) is None
+    assert make.by_days(talk[:1] + [talk[5] | {"content": "Please confirm: a table at Sino in Rome."}], random.Random(0)) is None

@@ -98,7 +98,8 @@ def test_what_is_invented_or_said_over_and_over_is_worth_less():
     worth = lambda way: prefer_chat.worth(way, before, theirs, wanted)
     whole = "Please confirm: 3 in Rome at Luigi's on March 3rd at 6 pm"
     assert worth(whole) == worth(theirs) == len(wanted) == 5
-    assert worth(whole + " in Paris") == worth(whole + ", Rome, Rome") == 4 and worth("Please confirm: 3 in Rome, in Rome") == 1
+    assert worth(whole + " in Paris") == 4 and worth(whole + " for 3") == 5
+    assert worth(whole + ", from March 3rd") == 4 and worth(whole + ", please, please") == 4 and worth("Please confirm: 3 in Rome, in Rome") == 0
 
 
 def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@
 
 Names are put together from words and numbers are drawn, so that what was said has to be looked up: hotels by nights, rides to places that came up
 earlier, and changes of mind, of which recorded conversations have few."""
-from textgen.slots import some_word
+import re
+
+from textgen.slots import NAME, some_word
 
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
 SOON = ("today", "tomorrow", "the day after tomorrow", "next Monday", "next Tuesday", "next Wednesday", "next Thursday", "next Friday")
@@ -18,12 +20,19 @@ OPENINGS = ("Please confirm the following details:", "Please confirm:", "To conf
             "Please confirm your booking for", "Could you confirm that you need", "Let me confirm:", "Please confirm to book",
             "Please confirm your reservation for", "Just to confirm, you want", "So to confirm, you want to book", "Okay, let's confirm the details:")
 YES = ("Yes, that's right.", "Yes, please.", "That is correct.", "Yes, thanks.", "Sounds good.", "Perfect.")
+STAY = re.compile(rf"(?i:\bconfirm\b).*\b(?:rooms?|hotel|check)\b.* (?:at|hotel)(?: the)? ({NAME}),? (?:hotel |located )?in ({NAME})")
+BOOKS = re.compile(r"check|book|reserv|stay|night|room", re.IGNORECASE)
 DONE = ("Your booking is confirmed.", "It has been booked.", "I have made the reservation.", "You're all set.", "The booking was successful.")
 
 
 def phrase(draw, choices, *given):
     """One of the wordings, filled in."""
     return draw.choice(choices).format(*given)
+
+
+def turns(lines):
+    """Lines by turns, the user's first -> messages."""
+    return [{"role": ("user", "assistant")[i % 2], "content": line} for i, line in enumerate(lines)]
 
 
 class Bookings:
@@ -43,7 +52,7 @@ class Bookings:
             lines += self.ride(draw, place) if draw.random() < 0.3 else []
         if draw.random() < 0.3:
             lines += ["No, that's all. Thanks.", "Have a great day."]
-        return [{"role": ("user", "assistant")[i % 2], "content": line} for i, line in enumerate(lines)]
+        return turns(lines)
 
     # ---- what is named ----
 
@@ -94,6 +103,10 @@ class Bookings:
             lines += [phrase(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another?", "What else is there?"))]
         lines.append(phrase(draw, offer, hotel, stars, draw.randint(2, 10)))
         lines += self.aside(draw)
+        return lines + self.stay(draw, hotel, city), hotel
+
+    def stay(self, draw, hotel, city):
+        """A hotel that was spoken of is booked by days."""
         (rooms_said, rooms), (days_said, days), (day_said, day) = self.count(draw, 4), self.count(draw, 14), self.day(draw)
         unit = draw.choice(("days", "days", "nights"))
         facts = [(f"for {days_said} {unit if days > 1 else unit[:-1]}", f"for {days} {unit if days > 1 else unit[:-1]}", "How long will you stay?"),
@@ -101,9 +114,18 @@ class Bookings:
                   "When do you check in?"),
                  (f"{rooms_said} room{'s' * (rooms > 1)}", f"{rooms} room{'s' * (rooms > 1)}", "How many rooms do you need?")]
         asked = ("Book me a room there", "I'd like to book it", "That works, please reserve it", "Great, make a reservation")
-        lines += self.told(draw, draw.choice(asked), facts)
-        fixed, change = [f"at {draw.choice(('', 'the '))}{hotel}", f"in {city}"], (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
-        return lines + self.confirmed(draw, facts[2][1], [*fixed, facts[0][1], facts[1][1]], change), hotel
+        lines = self.told(draw, draw.choice(asked), facts)
+        fixed, change = [f"{draw.choice(('at ', 'at the ', 'in hotel '))}{hotel}", f"in {city}"], (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
+        return lines + self.confirmed(draw, facts[2][1], [*fixed, facts[0][1], facts[1][1]], change)
+
+    def by_days(self, messages, draw):
+        """A recorded booking of a hotel -> the same up to where the user begins to book, who then says for how many days; None: it is no such one.
+
+        Most recorded ones of the training part name the day of leaving."""
+        found = next((found for message in messages if message["role"] == "assistant" and (found := STAY.search(message["content"]))), None)
+        named = next((i for i, message in enumerate(messages) if found and found[1] in message["content"]), len(messages))
+        cut = next((i for i in range(named, len(messages)) if messages[i]["role"] == "user" and BOOKS.search(messages[i]["content"])), None)
+        return None if cut is None else [*messages[:cut], *turns(self.stay(draw, *found.groups()))]
 
     def table(self, draw):
         city, place = draw.choice(CITIES), self.name(draw)

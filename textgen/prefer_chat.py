@@ -36,7 +36,7 @@ class Plan:
     ways: Count = 6                 # how often each
     temperature: Positive = 0.8
     swaps: Share = 0.7              # share of the conversations that are told with other values
-    made: Share = 0.5               # share of the turns that are of made bookings
+    made: Share = 0.5               # share of the turns that are of made bookings, half of them recorded hotels that are booked by days
     beta: Positive = 0.1
     likelihood: float = 1.0         # how much the preferred answer's own likelihood counts beside the preference
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=8, lr=1e-4, decay=0.7, warmup=20, weight_decay=0.0,
@@ -54,9 +54,11 @@ def asked(rows, plan, seed):
         raise DataError("no conversation of source sgd, split train, in which a booking is confirmed: nothing to learn from")
     swapped = Swaps(rows)
     bookings = Bookings(swapped.words)
+    hotels = [talk for talk in rows if bookings.by_days(talk, draw)]
     while True:
         if draw.random() < plan.made:
-            talk = bookings(draw)
+            by_days = bookings.by_days(swapped(draw.choice(hotels), draw), draw) if hotels and draw.random() < 0.5 else None
+            talk = by_days or bookings(draw)
         else:
             talk = draw.choice(rows)
             talk = swapped(talk, draw) if draw.random() < plan.swaps else talk
@@ -80,10 +82,17 @@ def preferred(chat, turns, plan):
 
 
 def worth(way, before, theirs, wanted):
-    """How many of the slots a way keeps, less the values that nobody has said and the words that it says over and over."""
-    said = "\n".join((*(message["content"] for message in before), theirs))
-    invented = sum(not holds(said, value) for value in slots(way))
-    return sum(holds(way, slot) for slot in wanted) - invented - max(0, len(REPEATED.findall(way)) - len(REPEATED.findall(theirs)))
+    """How many of the slots a way keeps, less the values that nobody has said and what it says more often than people's own turn."""
+    said, found = "\n".join((*(message["content"] for message in before), theirs)), slots(way)
+    invented = sum(not holds(said, value) for value in found)
+    again = sum(max(0, times(way, value) - max(1, times(theirs, value))) for value, kind in found.items() if kind != "number")
+    looped = max(0, len(REPEATED.findall(way)) - len(REPEATED.findall(theirs)))
+    return sum(holds(way, slot) for slot in wanted) - invented - again - looped
+
+
+def times(text, value):
+    """How often these words are in the text."""
+    return len(re.findall(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE))
 
 
 def fits(lm, pair):
