@@ -2,7 +2,7 @@
 
     python -m benchmarks.gan --data FOLDER                                (a folder with mnist/: train.parquet and test.parquet) the digits
     python -m benchmarks.gan --data FOLDER --painter painter              the same table for digits drawn from words
-    python -m benchmarks.gan --data FOLDER --train modern --seed 0        one training on stacked digits, 12 minutes of one core; --resume goes on
+    python -m benchmarks.gan --data FOLDER --train modern --seed 0        one training on stacked digits, 25 minutes of one core; --resume goes on
     python -m benchmarks.gan --data FOLDER --train baseline --seed 0      the same with DCGAN
     python -m benchmarks.gan --data FOLDER --judge                        the trainings in --runs that have ended: kinds reached, and a sheet of each
 
@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--train", choices=list(WAYS), help="train one on stacked digits")
     parser.add_argument("--judge", action="store_true", help="judge those that were trained on stacked digits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="of the training (default: 2,600 of the modern one, 3,600 of DCGAN: equal time)")
+    parser.add_argument("--steps", type=int, help="of the training (default: 6,500 of the modern one, 8,000 of DCGAN: equal time)")
     parser.add_argument("--resume", action="store_true", help="go on with a training, or for longer with another --steps")
     parser.add_argument("--runs", type=Path, default=Path("runs/stacked"), help="where the trainings are")
     parser.add_argument("--judges", type=Path, default=Path("runs/judges/image"), help="where the trained judge and the pictures are kept")
@@ -174,7 +174,7 @@ WAYS = {
                   TrainConfig(steps=6500, batch=32, lr=1e-3, muon_lr=6e-3, warmup=50, decay=0.7, weight_decay=0.1, clip=None, ema=0.995,
                               precision="auto")),
     "baseline": Way(GANConfig(picture_channels=3, latent=100), (DCGenerator, DCCritic), first_loss, partial(make_optimizer, betas=(0.5, 0.999)),
-                    TrainConfig(steps=3600, batch=64, lr=2e-4, warmup=0, decay=0.0, weight_decay=0.0, clip=None, precision="auto")),
+                    TrainConfig(steps=8000, batch=64, lr=2e-4, warmup=0, decay=0.0, weight_decay=0.0, clip=None, precision="auto")),
 }
 
 

@@ -106,17 +106,18 @@ class Bookings:
         return lines + self.stay(draw, hotel, city), hotel
 
     def stay(self, draw, hotel, city):
-        """A hotel that was spoken of is booked by days."""
+        """A hotel that was spoken of is booked by days; who says nothing of rooms gets one."""
         (rooms_said, rooms), (days_said, days), (day_said, day) = self.count(draw, 4), self.count(draw, 14), self.day(draw)
+        alone = draw.random() < 0.5
         unit = draw.choice(("days", "days", "nights"))
         facts = [(f"for {days_said} {unit if days > 1 else unit[:-1]}", f"for {days} {unit if days > 1 else unit[:-1]}", "How long will you stay?"),
                  (f"from {day_said.removeprefix('on ')}", draw.choice((f"from {day.removeprefix('on ')}", f"starting {day}", f"checking in {day}")),
                   "When do you check in?"),
                  (f"{rooms_said} room{'s' * (rooms > 1)}", f"{rooms} room{'s' * (rooms > 1)}", "How many rooms do you need?")]
         asked = ("Book me a room there", "I'd like to book it", "That works, please reserve it", "Great, make a reservation")
-        lines = self.told(draw, draw.choice(asked), facts)
-        fixed, change = [f"{draw.choice(('at ', 'at the ', 'in hotel '))}{hotel}", f"in {city}"], (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
-        return lines + self.confirmed(draw, facts[2][1], [*fixed, facts[0][1], facts[1][1]], change)
+        lines = self.told(draw, draw.choice(asked), facts[:2] if alone else facts)
+        fixed, change = [f"{draw.choice(('at ', 'at ', 'at the ', 'in hotel '))}{hotel}", f"in {city}"], (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
+        return lines + self.confirmed(draw, "1 room" if alone else facts[2][1], [*fixed, facts[0][1], facts[1][1]], change)
 
     def by_days(self, messages, draw):
         """A recorded booking of a hotel -> the same up to where the user begins to book, who then says for how many days; None: it is no such one.
