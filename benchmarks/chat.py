@@ -7,7 +7,7 @@ Slots kept: of the test conversations (source sgd), every turn in which the assi
 messages before it. Its slots are the times, dates, numbers and names in that turn that were said before (textgen.slots). The model reads the
 conversation up to there and the turn's first words, up to "confirm" ("Please confirm" where those name a slot), and goes on with its likeliest
 words; a slot is kept if it is there, as whole words. "kept_free": the same when it is not told to confirm and may ask something else. Ceiling: the
-people's turn itself, 1.0 by definition; floor: the same model's answer when it reads the last message alone.
+people's turn itself, 717 of 719; floor: the same model's answer when it reads the last message alone.
 
 Doesn't know: share of the questions outside its data (of the sources dolly_subset and self_instruct, test split, whose like it was trained on, and
 of --questions, whose like it was not) that are answered with "don't know"; too_long: how many fill half the context and are left out. False

@@ -116,7 +116,8 @@ class Bookings:
                  (f"{rooms_said} room{'s' * (rooms > 1)}", f"{rooms} room{'s' * (rooms > 1)}", "How many rooms do you need?")]
         asked = ("Book me a room there", "I'd like to book it", "That works, please reserve it", "Great, make a reservation")
         lines = self.told(draw, draw.choice(asked), facts[:2] if alone else facts)
-        fixed, change = [f"{draw.choice(('at ', 'at ', 'at the ', 'in hotel '))}{hotel}", f"in {city}"], (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
+        fixed = [f"{draw.choice(('at ', 'at ', 'at the ', 'in hotel '))}{hotel}", f"in {city}"]
+        change = (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
         return lines + self.confirmed(draw, "1 room" if alone else facts[2][1], [*fixed, facts[0][1], facts[1][1]], change)
 
     def by_days(self, messages, draw):

@@ -64,7 +64,8 @@ def asked(rows, plan, seed):
             talk = swapped(talk, draw) if draw.random() < plan.swaps else talk
         turns = confirmations(talk, least=3)
         if turns:
-            yield draw.choice(turns)
+            before, theirs, wanted = draw.choice(turns)
+            yield before, theirs, [slot for slot in wanted if holds(theirs, slot)]                       # not the 1 of "1st"
 
 
 def preferred(chat, turns, plan):
