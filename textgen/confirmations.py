@@ -31,7 +31,12 @@ def confirmations(messages, *, least=6):
 
 def holds(text, slot):
     """Whether these words are in the text, as whole words, in capitals or not."""
-    return re.search(rf"(?<!\w){re.escape(slot)}(?!\w)", text, re.IGNORECASE) is not None
+    return times(text, slot) > 0
+
+
+def times(text, slot):
+    """How often these words are in the text, as `holds` finds them."""
+    return len(re.findall(rf"(?<!\w){re.escape(slot)}(?!\w)", text, re.IGNORECASE))
 
 
 def confirm(chat, before, theirs, *, ways=1, temperature=0.0, seed=0):

@@ -20,7 +20,7 @@ from gencore.config import Count, Positive, Share, check_fields, override
 from gencore.data import Batches
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat
-from textgen.confirmations import SERVICES, confirm, confirmations, holds
+from textgen.confirmations import SERVICES, confirm, confirmations, holds, times
 from textgen.conversations import read_conversations
 from textgen.made_bookings import Bookings
 from textgen.preference import Preferences, preference_loss
@@ -89,11 +89,6 @@ def worth(way, before, theirs, wanted):
     again = sum(max(0, times(way, value) - max(1, times(theirs, value))) for value, kind in found.items() if kind != "number")
     looped = max(0, len(REPEATED.findall(way)) - len(REPEATED.findall(theirs)))
     return sum(holds(way, slot) for slot in wanted) - invented - again - looped
-
-
-def times(text, value):
-    """How often these words are in the text."""
-    return len(re.findall(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE))
 
 
 def fits(lm, pair):
