@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--train", choices=list(WAYS), help="train one on stacked digits")
     parser.add_argument("--judge", action="store_true", help="judge those that were trained on stacked digits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="of the training (default: 6,500 of the modern one, 8,000 of DCGAN: equal time)")
+    parser.add_argument("--steps", type=int, help="of the training (default: 6,500 of the modern one, 8,000 of DCGAN: about equal time)")
     parser.add_argument("--resume", action="store_true", help="go on with a training, or for longer with another --steps")
     parser.add_argument("--runs", type=Path, default=Path("runs/stacked"), help="where the trainings are")
     parser.add_argument("--judges", type=Path, default=Path("runs/judges/image"), help="where the trained judge and the pictures are kept")

@@ -93,6 +93,14 @@ def test_the_way_that_keeps_more_is_preferred_and_the_peoples_own_where_all_lose
     assert all(pair["prompt"] == ASKED[:-1] for pair in pairs) and kept == (1 + 5 + 0 + 1 + 0 + 5 + 5) / (7 * 5)
 
 
+def test_what_is_asked_to_be_kept_stands_in_the_peoples_own_turn():
+    talk = turn("A table in Rome, 3 chairs.", "When?", "On Friday at 6 pm.", "Confirm: a table in Rome on the 3rd.")
+    assert confirmations(talk, least=3)[0][2] == ["3", "Rome"]
+    plan = prefer_chat.Plan(made=0.0, swaps=0.0)
+    before, theirs, wanted = next(prefer_chat.asked([ROWS[0] | {"messages": talk}], plan, 0))
+    assert before == talk[:3] and theirs == talk[3]["content"] and wanted == ["Rome"]
+
+
 def test_what_is_invented_or_said_over_and_over_is_worth_less():
     (before, theirs, wanted), = confirmations(ASKED)
     worth = lambda way: prefer_chat.worth(way, before, theirs, wanted)

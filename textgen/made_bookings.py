@@ -2,8 +2,8 @@
 
     Bookings(words)(random.Random(0))       # [{"role": "user", "content": "I need a hotel in Oakland."}, ...]
 
-Names are put together from words and numbers are drawn, so that what was said has to be looked up: hotels by nights, rides to places that came up
-earlier, and changes of mind, of which recorded conversations have few."""
+Names are put together from words and halves of words and numbers are drawn, so that what was said has to be looked up: hotels by nights (recorded
+conversations that go on with one: `by_days`), rides to places that came up earlier, and changes of mind, of which recorded conversations have few."""
 import re
 
 from textgen.slots import NAME, some_word

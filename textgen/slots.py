@@ -54,7 +54,7 @@ class Swaps:
         return [{**message, "content": known.sub(lambda found: others[found[0]], message["content"])} for message in messages]
 
     def _other(self, value, kind, draw):
-        """A value of that kind: one that was heard, or a number as long, or a name made of words of several."""
+        """A value of that kind: one that was heard, or a number as long, or a name made of words of several and of words that nobody has heard."""
         if kind == "number" and len(value) > 2:
             return str(draw.randrange(10 ** (len(value) - 1), 10 ** len(value)))
         if kind == "name" and draw.random() < 0.5:
