@@ -211,6 +211,13 @@ def test_a_saved_folder_gives_the_same_logits_here_and_in_transformers(tied, tmp
                                                             "tokenizer.json", "tokenizer_config.json"}
 
 
+def test_loaded_matrices_lie_column_by_column_unless_they_narrow(tmp_path):
+    small().save_pretrained(tmp_path / "m")
+    block = CausalLM.from_pretrained(tmp_path / "m").transformer.blocks[0]
+    assert block.attention.qkv.weight.t().is_contiguous() and block.mlp.down.weight.is_contiguous()
+    assert block.mlp.down.out_features < block.mlp.down.in_features
+
+
 def test_bf16_files_are_half_as_large_and_load_as_float32(tmp_path):
     model = small()
     model.save_pretrained(tmp_path / "a")
