@@ -18,6 +18,7 @@ class Captioned:
     things: torch.Tensor            # (N,) long: pictures of one thing have one number; contrast is between things
     weights: np.ndarray             # (N,) how often a picture is drawn, in proportion
     cells: torch.Tensor | None = None               # (N, K, h, w) int8: K properties of what lies on each cell, 0 = nothing; -1 = not known
+    variants: torch.Tensor | None = None            # (N,) long: pictures that differ in one detail, such as a skin tone, have one number
     words: dict | None = None       # caption -> (its words, L) int8: L properties of the thing that each word is about; -1 = not known
 
     def draw(self, count, rng):

@@ -169,9 +169,10 @@ def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
     rows = [*drawn.rows, *sets.digits.rows, *sets.scenes.rows]
     numbers = {key: i for i, key in enumerate(dict.fromkeys(map(thing, rows)))}
     pixels = torch.cat((drawn.pixels, sets.digits.pixels, sets.scenes.pixels))
+    kinds = {key: i for i, key in enumerate(dict.fromkeys(map(toneless, rows)))}
     unknown = torch.full((len(rows) - len(cells), 3, 8, 8), -1, dtype=torch.int8)
     return Captioned(pixels, lambda i, rng: caption(rows[i], rng), torch.tensor([numbers[thing(row)] for row in rows]), weights,
-                     torch.cat((unknown, cells)) if len(cells) else None,
+                     torch.cat((unknown, cells)) if len(cells) else None, torch.tensor([kinds[toneless(row)] for row in rows]),
                      {text: words_of(words) for row in sets.scenes.rows for text, words in zip(row["captions"], row["words"])})
 
 
@@ -196,6 +197,11 @@ def thing(row):
     if "captions" in row:
         return row["captions"][0]
     return (row["concept"], row["gender"], row["skin_tone"], row["style"]) if "concept" in row else row["label"]
+
+
+def toneless(row):
+    """A row -> what it shows but for the skin tone; a digit or a scene is alone."""
+    return (row["concept"], row["gender"], row["style"]) if "concept" in row else id(row)
 
 
 def vocabulary(sets):

@@ -69,12 +69,14 @@ def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
     """Captioned -> batches of latents and encoded captions; beside(picture numbers) -> what else a batch holds."""
     length = tokenizer.config["model_max_length"]
     latents = encode_all(painter.autoencoder, data.pixels)
+    details = None if data.variants is None else details_of(latents, data.variants)
 
     def columns(rows, rng):
         captions = ["" if rng.random() < 0.1 else data.caption(row, rng) for row in rows]             # "" teaches guidance its null
         ids, keep, _ = encode_prompts(tokenizer, captions, length)
         said = {"words": meanings_of(tokenizer, captions, data.words, ids.shape[1])} if data.words else {}
-        return {"latents": latents[rows], "ids": ids, "keep": keep} | said | beside(rows)
+        details_there = {} if details is None else {"details": details[rows]}
+        return {"latents": latents[rows], "ids": ids, "keep": keep} | details_there | said | beside(rows)
 
     return CaptionedBatches(data, config.batch, config.seed, columns)
 
@@ -121,15 +123,17 @@ def transformer_loss(model, batch, generator, *, alignment=0.5, naming=1.0, read
     return losses.sum(), len(losses)
 
 
-def drawing_losses(painter, batch, generator, *, transformer=None):
+def drawing_losses(painter, batch, generator, *, transformer=None, detail=4.0):
     """Flow matching -> (B,). transformer(x, t, prompt): another one than the painter's, which goes with it.
 
-    Most levels are of much noise: there a prompt's words are worth most, the loss with another picture's prompt less the loss with its own."""
+    detail: how much more an error counts where a picture's variants differ most: a skin tone is little of a picture's error. Most levels are of
+    much noise: there a prompt's words are worth most, the loss with another picture's prompt less the loss with its own."""
     latents, transformer = batch["latents"], transformer or painter.transformer
     prompt = Memory(painter.text_encoder(batch["ids"], batch["keep"]), batch["keep"])
     levels = logit_normal(len(latents), generator, mean=1.0, std=1.2).to(latents)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    return flow_loss(lambda x, t: transformer(x, t, prompt), latents, noise, levels)
+    weights = 1 + detail * batch["details"] if "details" in batch else 1.0
+    return flow_loss(lambda x, t: transformer(x, t, prompt), latents, noise, levels, weights=weights)
 
 
 def train_decoder(autoencoder, data, config, *, run):
@@ -163,6 +167,16 @@ def standardised(autoencoder, pixels):
 def encode_all(autoencoder, pixels):
     """pixels (N,3,S,S) uint8 -> mean latents (N,C,h,w)."""
     return torch.cat([first_of(autoencoder.encode(to_unit(part))) for part in pixels.split(64)])
+
+
+def details_of(latents, variants):
+    """latents (N,C,h,w), variants (N,) -> where the pictures of one number differ (N,1,h,w): 1 where their variance is largest, 0 where they
+    are alike, and everywhere for a picture that has no variants."""
+    groups = variants.unique(return_inverse=True)[1]                                    # (N,), without gaps
+    counts = groups.bincount()[:, None, None, None]
+    sums = lambda values: torch.zeros(len(counts), *latents.shape[1:]).index_add_(0, groups, values) / counts
+    spread = (sums(latents ** 2) - sums(latents) ** 2).clamp(min=0).mean(1, keepdim=True)                   # (groups, 1, h, w)
+    return (spread / spread.amax((2, 3), keepdim=True).clamp(min=0.02))[groups]
 
 
 def first_of(encoded):
