@@ -169,10 +169,11 @@ def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
     rows = [*drawn.rows, *sets.digits.rows, *sets.scenes.rows]
     numbers = {key: i for i, key in enumerate(dict.fromkeys(map(thing, rows)))}
     pixels = torch.cat((drawn.pixels, sets.digits.pixels, sets.scenes.pixels))
-    kinds = {key: i for i, key in enumerate(dict.fromkeys(map(toneless, rows)))}
+    keys = [toneless(row) or i for i, row in enumerate(rows)]
+    kinds = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     unknown = torch.full((len(rows) - len(cells), 3, 8, 8), -1, dtype=torch.int8)
     return Captioned(pixels, lambda i, rng: caption(rows[i], rng), torch.tensor([numbers[thing(row)] for row in rows]), weights,
-                     torch.cat((unknown, cells)) if len(cells) else None, torch.tensor([kinds[toneless(row)] for row in rows]),
+                     torch.cat((unknown, cells)) if len(cells) else None, torch.tensor([kinds[key] for key in keys]),
                      {text: words_of(words) for row in sets.scenes.rows for text, words in zip(row["captions"], row["words"])})
 
 
@@ -200,8 +201,8 @@ def thing(row):
 
 
 def toneless(row):
-    """A row -> what it shows but for the skin tone; a digit or a scene is alone."""
-    return (row["concept"], row["gender"], row["style"]) if "concept" in row else id(row)
+    """A row of an emoji -> what it shows but for the skin tone; None of a digit or a scene."""
+    return (row["concept"], row["gender"], row["style"]) if "concept" in row else None
 
 
 def vocabulary(sets):

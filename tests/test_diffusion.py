@@ -88,6 +88,8 @@ def test_flow_loss_is_zero_for_the_true_velocity_and_grows_with_the_error():
     data, noise, levels = torch.randn(6, 4), torch.randn(6, 4), torch.rand(6)
     torch.testing.assert_close(flow_loss(lambda x, t: noise - data, data, noise, levels), torch.zeros(6))
     torch.testing.assert_close(flow_loss(lambda x, t: noise - data + 2, data, noise, levels), torch.full((6,), 4.0))
+    weights = torch.tensor([1.0, 0, 0, 5])
+    torch.testing.assert_close(flow_loss(lambda x, t: noise - data + 2, data, noise, levels, weights=weights), torch.full((6,), 6.0))
     seen = []
     flow_loss(lambda x, t: seen.append(t) or x, data, noise, levels)
     torch.testing.assert_close(seen[0], levels * 1000)

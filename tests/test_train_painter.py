@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from gencore.config import override
+from gencore.diffusion import logit_normal
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from imagegen import TextToImage, train_painter
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.data import Pictures
 from imagegen.dit import DiT, DiTConfig
 from imagegen.text_to_image import Painter
-from imagegen.training import Learner
+from imagegen.training import Learner, details_of, drawing_losses
 
 TINY = override(train_painter.Plan(), ["prompts.steps=1", "prompts.batch=4", "reading.steps=1", "reading.batch=4", "reading.warmup=1",
                                        "painting.steps=2", "painting.batch=2", "painting.warmup=1", "painting.ema=null",
@@ -95,8 +96,34 @@ def test_concepts_count_by_a_power_of_their_tones_and_single_things_half():
     composed = [{"captions": ["a"], "words": [words], "cells": bytes(3 * 64)} for words in (bytes(15), three, two)]
     sets = train_painter.Sets(*(Pictures(nothing.new_zeros(len(rows), 3, 64, 64), rows) for rows in (drawn, [], composed)))
     assert [train_painter.things_in(train_painter.words_of(row["words"][0])) for row in composed] == [1, 3, 2]
-    weights = train_painter.captioned(sets, digits=0.0, scenes=0.5).weights
+    data = train_painter.captioned(sets, digits=0.0, scenes=0.5)
+    weights, variants = data.weights, data.variants.tolist()
+    assert len({*variants[:4]}) == 1 and len({*variants}) == 5                         # the waves are variants of one picture, all else is alone
     assert weights[:4].sum() == pytest.approx(4 ** 0.6 * weights[4]) and weights[5:].tolist() == pytest.approx([0.1, 0.2, 0.2])
+
+
+def test_errors_count_more_where_the_variants_of_a_picture_differ():
+    latents = torch.zeros(4, 2, 4, 4)
+    latents[0, 0, 1, 2], latents[1, :, 1, 2], latents[2, :, 3, 3] = 3.0, -1.0, 5.0
+    details = details_of(latents, torch.tensor([7, 7, 9, 2]))
+    assert details.shape == (4, 1, 4, 4) and details.nonzero().tolist() == [[0, 0, 1, 2], [1, 0, 1, 2]] and details[:2].max() == 1
+
+    class Silent(torch.nn.Module):
+        def forward(self, x, *_):
+            return torch.zeros_like(x)
+
+    painter = Painter(Silent(), Silent(), torch.nn.Identity())
+    batch = {"latents": latents, "ids": torch.zeros(4, 3), "keep": torch.ones(4, 3, dtype=torch.bool)}
+    plain, weighted = (drawing_losses(painter, given, torch.Generator().manual_seed(0)) for given in (batch, batch | {"details": details}))
+    errors = torch.randn(latents.shape, generator=noise_after_levels(4)) - latents
+    torch.testing.assert_close(weighted - plain, 4 * (errors[:, :, 1, 2] ** 2).sum(1) / 32 * torch.tensor([1.0, 1, 0, 0]))
+
+
+def noise_after_levels(count):
+    """The generator of seed 0 as it is when the levels are drawn."""
+    generator = torch.Generator().manual_seed(0)
+    logit_normal(count, generator, mean=1.0, std=1.2)
+    return generator
 
 
 def test_what_lies_where_is_learnt_where_it_is_known():
