@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.image_judges import EmojiJudge, kept_judge, verdicts
+from benchmarks.image_judges import DesignJudge, EmojiJudge, kept_judge, verdicts
 from gencore.check import command
 from gencore.recipe import versions
 from imagegen import TextToImage
@@ -74,7 +74,7 @@ def answers(train):
 
 class Judge:
     """pictures -> answers of one kind."""
-    steps = {"name": 4000, "design": 4000, "concept": 6000, "tone": 6000}
+    steps = {"name": 4000, "design": 6000, "concept": 6000, "tone": 6000}
 
     def __init__(self, kind, answer, train, folder):
         self.answer = answer
@@ -82,7 +82,8 @@ class Judge:
         self.said = sorted({answer(train.rows[i]) for i in rows})
         number = {words: i for i, words in enumerate(self.said)}
         examples = lambda: (train.pixels[rows], torch.tensor([number[answer(train.rows[i])] for i in rows]))
-        self.network = kept_judge(EmojiJudge(len(self.said)), folder / kind, examples, steps=self.steps[kind])
+        network = DesignJudge if kind == "design" else EmojiJudge
+        self.network = kept_judge(network(len(self.said)), folder / kind, examples, steps=self.steps[kind])
 
     def right(self, pictures, rows):
         """Share of the pictures (N,3,64,64) in [-1,1] of which it says what the rows say."""

@@ -53,6 +53,17 @@ class EmojiJudge(nn.Module):
         return self.layers(F.avg_pool2d(pictures.clamp(-1, 1), 2))
 
 
+class DesignJudge(EmojiJudge):
+    """pictures (B,3,64,64) in [-1,1] -> logits (B,designs); looks at all 64x64, since outlines and shades are what designs differ by."""
+
+    def __init__(self, designs):
+        super().__init__(designs)
+        self.layers[0] = nn.Conv2d(3, 32, 5, stride=2, padding=2)
+
+    def forward(self, pictures):
+        return self.layers(pictures.clamp(-1, 1))
+
+
 def disturbed(pictures, generator):
     """Pictures moved, turned, resized, blurred and tinted a little: what a drawing may do and still show the thing."""
     B = len(pictures)
