@@ -16,8 +16,8 @@ from imagegen.text_to_image import TextToImage
 from tests.tiny_folders import saved_painter
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", ""]
-GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.971, 0.663, 0.563, 1.0], [1.0, 0.97, 0.603, 1.0], [1.0, 0.939, 0.799, 1.0]]
-GOLDEN_APPLE = [[0.994, 0.821, 0.514, 0.9], [0.787, 0.514, 0.439, 0.639], [0.61, 0.474, 0.462, 0.571], [0.839, 0.497, 0.496, 0.83]]
+GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.95, 0.639, 0.524, 1.0], [1.0, 0.88, 0.661, 1.0], [1.0, 0.716, 0.981, 1.0]]
+GOLDEN_APPLE = [[0.996, 0.808, 0.511, 0.914], [0.774, 0.496, 0.415, 0.629], [0.61, 0.452, 0.442, 0.6], [0.851, 0.514, 0.525, 0.865]]
 SHIPPED = Path(imagegen.__file__).parent / "pretrained" / "painter"
 
 
