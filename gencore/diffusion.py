@@ -154,14 +154,19 @@ def flow_loss(network, data, noise, levels, *, weights=1.0):
     """data, noise (B,...), levels (B,) -> mean squared error of the velocity, (B,). network(x, t) with t = 1000 * level.
 
     weights: of every error, broadcast to data."""
-    said = network(FLOW.mix(data, noise, levels), levels * 1000)
-    return ((said - target("velocity", data, noise, FLOW.scales(levels))).square() * weights).flatten(1).mean(1)
+    errors = squared_errors(lambda x, level: network(x, level * 1000), data, noise, levels, predicts="velocity", path=FLOW)
+    return (errors * weights).flatten(1).mean(1)
 
 
 def path_loss(network, data, noise, levels, *, predicts="noise", path=VP):
     """data, noise (B,...), levels (B,) -> mean squared error of what the network predicts at x, (B,). network(x, levels)."""
+    return squared_errors(network, data, noise, levels, predicts=predicts, path=path).flatten(1).mean(1)
+
+
+def squared_errors(network, data, noise, levels, *, predicts, path):
+    """As `path_loss`, of every number alone: (B,...)."""
     said = network(path.mix(data, noise, levels), levels)
-    return (said - target(predicts, data, noise, path.scales(levels))).square().flatten(1).mean(1)
+    return (said - target(predicts, data, noise, path.scales(levels))).square()
 
 
 def min_snr(predicts, levels, *, path=VP, most=5.0):

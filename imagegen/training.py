@@ -75,8 +75,8 @@ def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
         captions = ["" if rng.random() < 0.1 else data.caption(row, rng) for row in rows]             # "" teaches guidance its null
         ids, keep, _ = encode_prompts(tokenizer, captions, length)
         said = {"words": meanings_of(tokenizer, captions, data.words, ids.shape[1])} if data.words else {}
-        details_there = {} if details is None else {"details": details[rows]}
-        return {"latents": latents[rows], "ids": ids, "keep": keep} | details_there | said | beside(rows)
+        differs = {} if details is None else {"details": details[rows]}
+        return {"latents": latents[rows], "ids": ids, "keep": keep} | said | differs | beside(rows)
 
     return CaptionedBatches(data, config.batch, config.seed, columns)
 
