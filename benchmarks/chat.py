@@ -38,7 +38,8 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    chat, rows = Chat.from_pretrained(args.model), [row for row in read_conversations(args.data) if row["split"] == "test"]
+    rows = read_conversations(args.data, columns=("source", "topic", "split"))
+    chat, rows = Chat.from_pretrained(args.model), [row for row in rows if row["split"] == "test"]
     results = {"versions": versions(), "model": args.model, "slots": slots_kept(chat, rows, args.limit), "unknown": {}}
     asked = {source: [row["messages"][0]["content"] for row in rows if row["source"] == source] for source in ("dolly_subset", "self_instruct")}
     if args.questions:

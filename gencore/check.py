@@ -1,6 +1,7 @@
 """Checks at the door: shapes, names, and the exceptions that say what was expected, what came, and what to do."""
 import difflib
 import functools
+import numbers
 import operator
 import sys
 
@@ -108,10 +109,10 @@ def only_device(device):
 
 
 def in_range(name, value, low, high):
-    """`value` when low <= value <= high, else InputError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    """`value`, as an int or a float, when low <= value <= high, else InputError. NumPy's numbers are numbers as well."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
         raise InputError(f"{name} should be between {low} and {high}, got {value!r}")
-    return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def command(main):

@@ -99,12 +99,11 @@ def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".t
     names, texts, bad = [], [], []
     for file in files:
         try:
-            content = file.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError) as error:
-            reason = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            content = read_text(file)
+        except DataError as error:
             if on_error == "stop":
-                raise DataError(f"{file} is not a text file: {reason} (on_error=\"skip\" goes without it)") from error
-            bad.append(f"{file}: {reason}")
+                raise DataError(f'{error} (on_error="skip" goes without it)') from error
+            bad.append(str(error))
             continue
         if content.strip():
             names.append(str(file))
@@ -112,6 +111,15 @@ def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".t
     rows = Rows({"text": texts, "file_name": names}, names)
     _not_empty(rows, path, "text", bad)
     return _without(rows, range(len(rows)), bad)
+
+
+def read_text(path):
+    """A file in UTF-8 -> its text, or DataError."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        reason = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise DataError(f"{path} is not a text file: {reason}") from error
 
 
 def image_folder(path, split=None, *, text="text", on_error="stop", check=True):
@@ -156,8 +164,11 @@ def _media_files(path, kind, text, on_error):
                         raise
                     bad.append(str(error))
     elif any(file.parent != path for file in files):
+        loose = [file for file in files if file.parent == path]
+        if loose:
+            raise DataError(f"{loose[0]} ({len(loose)} such in all) lies beside the subfolders, which say what their files show: move it into one")
         entries = [{kind: file, "label": (label := file.relative_to(path).parts[0]), text or "text": label}
-                   for file in files if file.parent != path]
+                   for file in files]
     elif text is None:
         entries = [{kind: file} for file in files]
     elif files:
@@ -276,7 +287,7 @@ def _named_text(rows, text, kind):
         raise DataError(f'{rows.names[0]} and the others have no column "{text}" (they have {", ".join(rows.columns)}): '
                         f'say which one holds the words, such as text="{other}"')
     for name, words in zip(rows.names, rows.column(text)):
-        if not isinstance(words, str):
+        if not isinstance(words, str) or not words:
             raise DataError(f'{name} has no words in "{text}", got {words!r}: give it some, or take it out of the data')
     rows.columns["text"] = rows.columns[text]
     return rows

@@ -135,17 +135,16 @@ def cosine_betas(count=1000, most=0.999):
 
 
 def check_steps(steps):
-    whole("steps", steps, 1, 1000)
+    """`steps` as an int, or InputError."""
+    return whole("steps", steps, 1, 1000)
 
 
 def noise_interval(interval):
     """(low, high), two shares of noise from 0 to 1, in which there is guidance -> the same, or InputError (Kynkaanniemi et al. 2024)."""
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
         raise InputError(f"guidance_interval should be two noise levels, (low, high), got {interval!r:.80}")
-    low, high = interval
-    in_range("guidance_interval's low", low, 0, 1)
-    in_range("guidance_interval's high", high, low, 1)
-    return low, high
+    low = in_range("guidance_interval's low", interval[0], 0, 1)
+    return low, in_range("guidance_interval's high", interval[1], low, 1)
 
 
 # ---- losses ----

@@ -30,7 +30,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x):
         if not one_compiled_row(x):
-            return torch.ops.quantized.linear_dynamic(x, self.packed, True)
+            return torch.ops.quantized.linear_dynamic(x.float(), self.packed, True).to(x.dtype)
         y = row_product(x, self.weight) * self.scales
         return y if self.bias is None else y + self.bias
 

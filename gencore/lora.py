@@ -4,6 +4,7 @@ A network here has its blocks at `network.transformer.blocks`, its configuration
 Several matrices there may be one here (query, key and value): a row of the product B A belongs to one of them, so B is cut by rows and A is
 the same for all; adapters that come from elsewhere stand in one as blocks, with their ranks summed. textgen.LoRA and imagegen.PainterLoRA
 say which network it is, and what is made of it."""
+import math
 import re
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def read_adapter(network, family, folder, base):
     folder = Path(folder)
     config = read_json(folder / "adapter_config.json")
     expect_fields(config, KNOWN, "LoRA")
+    check_strength(config, folder)
     check_base(base, folder)
     scale, pieces = read_pieces(network, family, folder, config)
     shapes = linears(network)
@@ -133,9 +135,20 @@ def read_pieces(network, family, folder, config):
     return scale, pieces
 
 
+def check_strength(config, folder):
+    """CheckpointError unless rank and alphas of an adapter_config.json are numbers that make one."""
+    rank, alphas = config.get("r"), [config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()]
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise CheckpointError(f"{folder / 'adapter_config.json'}: r should be a whole number of at least 1, got {rank!r:.80}")
+    for alpha in alphas:
+        if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+            raise CheckpointError(f"{folder / 'adapter_config.json'}: lora_alpha and alpha_pattern should be numbers above 0, got {alpha!r:.80}")
+
+
 def scale_of(config, path, rank):
-    """How many times the product of one pair counts."""
-    alpha = (config.get("alpha_pattern") or {}).get(path, config["lora_alpha"])
+    """How many times the product of one pair counts. A pattern is the end of a path, or a regular expression of it, as in peft."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next((alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)), config["lora_alpha"])
     return alpha / (rank ** 0.5 if config.get("use_rslora") else rank)
 
 

@@ -4,6 +4,8 @@ The gradient of each chunk is made right after its logits, while they are in the
 import torch
 import torch.nn.functional as F
 
+from gencore.check import InputError
+
 IGNORED = -100                                # a target that does not count, as in torch
 
 
@@ -12,6 +14,7 @@ def chunked_cross_entropy(hidden, weight, targets, *, softcap=None, chunk=256):
 
     Equal to F.cross_entropy(hidden @ weight.T, targets, reduction="sum"); only (chunk,V) logits are alive at a time.
     softcap: logits become cap * tanh(logit / cap) first (Gemma 2)."""
+    check_targets(targets, len(weight))
     if not torch.is_grad_enabled():
         parts = [F.cross_entropy(capped(F.linear(h, weight).float(), softcap), t, ignore_index=IGNORED, reduction="sum")
                  for h, t in zip(hidden.split(chunk), targets.split(chunk))]
@@ -19,6 +22,13 @@ def chunked_cross_entropy(hidden, weight, targets, *, softcap=None, chunk=256):
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     return _Summed.apply(hidden, weight, targets, softcap, chunk, dtype), (targets != IGNORED).sum()
+
+
+def check_targets(targets, classes):
+    """InputError for targets that are neither IGNORED nor below `classes`, on a CPU; a GPU has its own way to stop."""
+    wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= classes))] if targets.device.type == "cpu" else ()
+    if len(wrong):
+        raise InputError(f"targets should be between 0 and {classes - 1}, or {IGNORED} for none, got {int(wrong[0])}")
 
 
 def capped(logits, softcap):

@@ -51,8 +51,11 @@ class Tokenizer:
         return self.engine.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids, keep_special=False):
-        """ids (T,) -> text; bytes that make no character become U+FFFD."""
-        return self.engine.decode([int(i) for i in ids], skip_special_tokens=not keep_special)
+        """ids (T,) -> text; bytes that make no character become U+FFFD. An id that no token has says nothing."""
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < 2 ** 32:
+            raise InputError(f"ids should be between 0 and {len(self) - 1}, got {min(ids)} to {max(ids)}")
+        return self.engine.decode(ids, skip_special_tokens=not keep_special)
 
     def id(self, token):
         """The id of one token, or InputError."""
@@ -147,6 +150,7 @@ def train_bpe(texts, vocab=8192, *, specials=(END, PAD), length=None):
     The first special token begins and ends texts, the second (or the first) fills. length: model_max_length of the config."""
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Engine
+    check_texts(texts)
     if vocab < 256 + len(specials):
         raise InputError(f"vocab should be at least {256 + len(specials)} (every byte and the special tokens), got {vocab}")
     engine = Engine(models.BPE())
@@ -185,6 +189,12 @@ def checked_messages(messages):
             raise InputError(f'message {number}: the role should be a word such as "user", got {message["role"]!r:.80}')
         check_characters(f"message {number}", message["content"])
     return list(messages)
+
+
+def check_texts(texts):
+    """InputError for a text where several are expected: a loop would take it letter by letter."""
+    if isinstance(texts, str):
+        raise InputError(f"expected a list of texts, got one text ({texts!r:.40}): put it into a list")
 
 
 def check_characters(name, text):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gencore.check import CheckpointError, ConfigError, InputError, dims, in_range, seeds_of
+from gencore.check import CheckpointError, ConfigError, InputError, dims, in_range, seeds_of, whole
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Few, Size, check_fields, from_dict, to_dict
 from gencore.kinds import expect_kind
@@ -212,10 +212,15 @@ def white_lines(picture, side):
 
 
 def edges_of(picture, side=None):
-    """A picture as people have it -> its edges as a PIL picture, white on black. side: it is brought to that size first, on white."""
+    """A picture as people have it -> its edges as a PIL picture, white on black. side: its longer one is brought to that first, black around it."""
     from PIL import Image
     opened = open_picture(picture)
-    found = edges(prepare(opened, side or max(opened.size))[None])[0, 0]
+    square = max(opened.size) if side is None else whole("side", side, 1, 4096)
+    w, h = (max(1, round(size * square / max(opened.size))) for size in opened.size)
+    left, top = (square - w) // 2, (square - h) // 2                                            # where `prepare` puts it
+    found = edges(prepare(opened, square)[None, :, top:top + h, left:left + w])[0, 0]           # the border of the picture is no edge in it
+    if side is not None:
+        found = F.pad(found, (left, square - w - left, top, square - h - top))
     return Image.fromarray((found * 255).byte().numpy())
 
 

@@ -7,6 +7,7 @@
 A denoiser (ClassDiT or UNet), an autoencoder or none, and a schedule. The folder is diffusers' own: `DiffusionPipeline.from_pretrained(folder)`
 opens it as DiTPipeline, DDPMPipeline, DDIMPipeline or LDMPipeline, and draws the same from the same noise. Files: imagegen/diffusion_files.py."""
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -33,7 +34,7 @@ class Plan:
     def scale(self, t, count):
         """The guidance at step t of `count` in training, which are numbered from 0 (no noise)."""
         low, high = self.interval
-        return float(self.guidance) if (low, high) == (0, 1) or low < (float(t) + 1) / count <= high else 1.0
+        return float(self.guidance) if (low, high) == (0, 1) or low < min(1.0, (float(t) + 1) / count) <= high else 1.0
 
 
 class Diffusion:
@@ -62,11 +63,11 @@ class Diffusion:
         seeds = seeds_of(seed, len(numbers))
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
-        settings = {"steps": steps, "guidance": guidance, "guidance_interval": guidance_interval,
+        settings = {"steps": plan.steps, "guidance": plan.guidance, "guidance_interval": plan.interval,
                     "size": [side * self.shrink for side in plan.shape[1:]],
                     "sampler": plan.sampler.config if isinstance(plan.sampler, Scheduler) else plan.sampler}
         made, recipes = [], []
-        with progress_bar(-(-len(numbers) // TOGETHER) * steps, progress) as bar:
+        with progress_bar(-(-len(numbers) // TOGETHER) * plan.steps, progress) as bar:
             for i in range(0, len(numbers), TOGETHER):
                 asked, own = numbers[i:i + TOGETHER], seeds[i:i + TOGETHER]
                 made.append(self._drawn(torch.tensor(asked), own, plan, bar.update))
@@ -114,9 +115,8 @@ class Diffusion:
 
     def _plan(self, steps, guiding, sampler, size):
         """What was asked for, checked; guiding: guidance and its interval."""
-        guidance, interval = guiding
-        in_range("guidance", guidance, 0, 100)
-        if noise_interval(interval) != (0, 1) and self.schedule.path == "ve":
+        guidance, interval = in_range("guidance", guiding[0], 0, 100), noise_interval(guiding[1])
+        if interval != (0, 1) and self.schedule.path == "ve":
             raise InputError(f'guidance_interval should be (0, 1) on the path "ve", which has no steps in training, got {interval!r}')
         if guidance != 1 and none_of(self.denoiser, self.labels) is None:
             raise InputError("guidance should be 1: this model has no class that stands for none to lean away from")
@@ -125,7 +125,8 @@ class Diffusion:
         else:
             sampler = sampler or self.schedule.sampler
             self.schedule.check_sampler(sampler)
-        self.schedule.levels(steps)                                                # steps at the door
+        steps = whole("steps", steps, 1)
+        self.schedule.levels(steps, sampler if isinstance(sampler, str) else None)                         # steps at the door
         return Plan(steps, guidance, interval, sampler, self._shape(size))
 
     def _shape(self, size):
@@ -238,11 +239,11 @@ def class_numbers(labels, names, classes):
     numbers = []
     for label in given:
         number = known.get(label) if isinstance(label, str) else label
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < (len(names) or classes):
+        if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < (len(names) or classes):
             listed = f"one of {', '.join(names):.200}, or " if names else ""
             raise InputError(f"label should be {listed}a number below {len(names) or classes}, got {label!r:.80}"
                              f"{nearest(label, known) if isinstance(label, str) else ''}")
-        numbers.append(number)
+        numbers.append(int(number))
     return numbers
 
 

@@ -35,7 +35,8 @@ class Start:
 
     def prepared(self, denoise, noise, levels):
         """-> the denoiser, x and levels of the sampling."""
-        gone = len(levels) - 1 - max(1, round(self.strength * (len(levels) - 1)))
+        steps = len(levels) - 1
+        gone = steps - max(1, round(self.strength * steps)) or int(self.strength < 1)           # below 1 something of the picture is there
         x = noise if gone == 0 else FLOW.mix(self.known, noise, levels[gone])
         return denoise if self.redrawn is None else keeping(denoise, self.known, self.redrawn), x, levels[gone:]
 
@@ -65,19 +66,23 @@ class Editor:
     @torch.inference_mode()
     def __call__(self, picture, prompt, *, strength=None, mask=None, steps=20, guidance=3.0, negative_prompt="", guidance_interval=(0.0, 1.0),
                  seed=None):
-        """A picture (path, PIL picture, array or tensor) and a prompt -> a PIL picture of the painter's size.
+        """A picture (path, PIL picture, uint8 array (H,W,3) or tensor (3,H,W) in [-1,1]) and a prompt -> a PIL picture of the painter's size.
 
         strength: 0 to 1, how much of it may change (default 0.6; 1 with a mask). mask: a picture or bool array of the same size, white (True) is
         drawn anew; outside it every pixel stays as it was."""
         check_prompts([prompt])
         settings = DrawSettings(steps, guidance, negative_prompt, guidance_interval)
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
-        in_range("strength", strength, 0, 1)
+        strength = in_range("strength", strength, 0, 1)
+        if strength < 1 and settings.steps == 1:
+            raise InputError("strength below 1 takes 2 steps or more: with 1 the picture would be drawn from noise alone")
         seed, size = seeds_of(seed, 1)[0], self.side
         self.painter.tell_cut([prompt, negative_prompt])
         opened = open_picture(picture)
         before = prepare(opened, size)[None]                                       # (1, 3, S, S)
         redrawn = None if mask is None else prepare(kept(mask, opened.size), size)[None, :1] < 0        # (1, 1, S, S)
+        if redrawn is not None and not redrawn.any():
+            raise InputError(f"nothing of the mask's white is left at {size} x {size} pixels, the painter's size: make it wider")
         edit = Edit(before, redrawn, prompt, strength, seed, settings)
         return finished(self._drawn(edit), [self._recipe(edit)], "pil")[0]
 
@@ -99,6 +104,11 @@ class Editor:
         whole("count", count, 1, 1000)
         return [self(picture, prompt, strength=strength, steps=steps, guidance=guidance, negative_prompt=negative_prompt,
                      guidance_interval=guidance_interval, seed=one) for one in seeds_of(seed, count)]
+
+    def to(self, device):
+        """Moves the painter, and returns self."""
+        self.painter.to(device)
+        return self
 
     @property
     def side(self):

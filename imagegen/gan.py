@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import Attention, AttentionConfig
-from gencore.check import ConfigError, InputError, dims, nearest, seeds_of, whole
+from gencore.check import ConfigError, InputError, dims, nearest, only_device, seeds_of, whole
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Few, Size, check_fields, from_dict, to_dict
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, lasting_name, made_with, register
-from imagegen.text_to_image import FORMS, finished, picked
+from imagegen.text_to_image import FORMS, finished, picked, survives
 from imagegen.walk import along_sphere
 
 SLOPE = 0.2                          # of the leaky ReLUs
@@ -180,8 +180,8 @@ class GAN:
         numbers = self._numbers(labels)
         whole("frames", frames, 1, 1000)
         seeds = seeds_of(seed, len(numbers))
-        latents = torch.stack([self._latent(s) for s in [*seeds, seeds[0]]])                   # (n + 1, Z)
-        classes = self.generator.classes(torch.tensor([*numbers, numbers[0]]))                 # (n + 1, Z)
+        latents = torch.stack([self._latent(s) for s in [*seeds, seeds[0]]]).to(self.device)                   # (n + 1, Z)
+        classes = self.generator.classes(torch.tensor([*numbers, numbers[0]], device=self.device))             # (n + 1, Z)
         shares = torch.arange(frames) / frames
         way, between = [], []
         for i in range(len(numbers)):
@@ -191,9 +191,22 @@ class GAN:
         return finished(torch.cat(pictures).clamp(-1, 1), [None] * len(way), "pil")
 
     def draw(self, latents, labels=None):
-        """latents (B,Z), labels (B,) long -> pictures (B,C,H,W) in [-1,1]."""
-        parts = zip(latents.split(TOGETHER), labels.split(TOGETHER))
+        """latents (B,Z), labels (B,) long, or None where there are no classes -> pictures (B,C,H,W) in [-1,1]."""
+        if labels is None and self.cfg.labels:
+            raise InputError(f"labels should be numbers of {len(self.cfg.labels)} classes, one for each picture, got None")
+        labels = torch.zeros(len(latents), dtype=torch.long) if labels is None else labels
+        parts = zip(latents.to(self.device).split(TOGETHER), labels.to(self.device).split(TOGETHER))
         return torch.cat([self.generator(part, self.generator.classes(own)).clamp(-1, 1) for part, own in parts])
+
+    def to(self, device):
+        """Moves the generator, and returns self; latents are still drawn on the CPU."""
+        self.generator.to(only_device(device))
+        return self
+
+    @property
+    def device(self):
+        """Where the generator is."""
+        return self.generator.start.weight.device
 
     def _latent(self, seed):
         return torch.randn(self.cfg.latent, generator=torch.Generator().manual_seed(seed))
@@ -234,8 +247,10 @@ class GAN:
         return cls(generator.requires_grad_(False), name=lasting_name(folder), digest=made_with(folder))
 
     def save_pretrained(self, folder, *, dtype=torch.float32):
-        """Writes config.json and model.safetensors: the generator, without the critic."""
+        """Writes config.json and model.safetensors: the generator, without the critic. Makes the folder the one that recipes name; not where
+        `dtype` rounded what draws here."""
         save_folder(folder, generator_files(self.generator, dtype))
+        self.name, self.digest = lasting_name(folder), made_with(folder) if survives(self.generator, dtype) else ""
 
 
 def generator_files(generator, dtype=torch.float32):

@@ -46,11 +46,16 @@ def labelled_pictures(folder, size, channels, *, split=None, need=False):
         if need:
             raise DataError(f"{folder} has no classes: put the pictures of each class into a subfolder, or give parquet with a column label")
         return Labelled(pixels, torch.zeros(len(pixels), dtype=torch.long))
-    found = rows.column("label")
+    found = [None if label == "" else label for label in rows.column("label")]                  # an empty cell of metadata.csv
     if None in found:
         raise DataError(f"{rows.names[found.index(None)]} has no label ({found.count(None)} such in all), others in {folder} have: give it one, or "
                         "take the column label away")
+    for name, label in zip(rows.names, found):
+        if not isinstance(label, (str, int, float)):
+            raise DataError(f"{name}: its label should be a name or a number, got {label!r:.80}")
     names = sorted(set(found), key=lambda label: (isinstance(label, str), label))                # numbers by their size
+    if len({str(name) for name in names}) < len(names):
+        raise DataError(f"{folder} has labels that are a number in one place and the same as a word in another, of {names!r:.80}: make them agree")
     return Labelled(pixels, torch.tensor([names.index(label) for label in found]), tuple(map(str, names)))
 
 

@@ -34,7 +34,7 @@ class PainterLoRA:
     def __init__(self, painter, *, rank=8, alpha=8, dropout=0.0, targets=TARGETS):
         """rank: of the small matrices. alpha: the adapter counts alpha / rank times. targets: which matrices of a block."""
         network = painter.painter.transformer
-        ranks = ranks_of(network, targets, rank, TARGETS)
+        ranks, alpha = ranks_of(network, targets, rank, TARGETS), in_range("alpha", alpha, 1e-3, 1e6)
         self._hold(painter, Adapter(copy.deepcopy(network), PIXART, ranks, scale=alpha / rank, base=base_of(painter), dropout=dropout))
 
     def _hold(self, painter, adapter):

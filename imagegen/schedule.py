@@ -80,7 +80,7 @@ class Schedule:
         if self.path == "ve":
             levels = karras_levels(steps)
             return levels, levels[:-1].log() / 4
-        whole("steps", steps, 1, self.count)
+        whole("steps", steps, 1, self.count - (sampler == "dpm_solver" and self.spacing != "trailing"))
         taken = self._taken(steps, sampler)
         end = torch.zeros(1) if self.to_data or sampler != "ddim" else self.table[:1]
         levels = torch.cat((self.table[taken], end))
@@ -96,7 +96,7 @@ class Schedule:
         elif self.spacing == "leading":
             taken = (np.arange(steps + more) * (self.count // (steps + more)))[::-1] + self.offset
         else:
-            return torch.from_numpy(np.arange(self.count, 0, -self.count / steps).round().astype(np.int64) - 1)
+            taken = np.arange(self.count, 0, -self.count / steps).round() - 1                              # of 61 steps of 1000: one too many, -1
         return torch.from_numpy(taken[:steps].astype(np.int64))
 
     def check_sampler(self, sampler):

@@ -48,9 +48,9 @@ class DrawSettings:
     guidance_interval: tuple[float, float] = (0.0, 1.0)         # noise levels that are guided: above the first, up to the second
 
     def __post_init__(self):
-        check_steps(self.steps)
-        in_range("guidance", self.guidance, 0, 100)
-        noise_interval(self.guidance_interval)
+        for name, value in (("steps", check_steps(self.steps)), ("guidance", in_range("guidance", self.guidance, 0, 100)),
+                            ("guidance_interval", noise_interval(self.guidance_interval))):
+            object.__setattr__(self, name, value)                       # numbers as a recipe's JSON has them
         if not isinstance(self.negative_prompt, str):
             raise InputError(f"negative_prompt should be a string, got {type(self.negative_prompt).__name__}")
 
@@ -108,7 +108,7 @@ class TextToImage:
         if output_type not in FORMS:
             raise InputError(f"output_type should be one of {', '.join(FORMS)}, got {output_type!r}")
         made, recipes, groups = [], [], groups_of(len(prompts))
-        with progress_bar(len(groups) * steps, progress) as bar:
+        with progress_bar(len(groups) * settings.steps, progress) as bar:
             for group in groups:
                 asked = [prompts[i] for i in group]
                 made.append(self.draw(asked, [seeds[i] for i in group], settings, tick=bar.update))

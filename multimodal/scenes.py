@@ -289,7 +289,7 @@ def main():
     args = parser.parse_args()
     whole("count", args.count, 1, 10_000_000)
     whole("size", args.size, 16, 1024)
-    write(args.out / "train.parquet", args.count, size=args.size, seed=args.seed)
+    write(args.out / "train.parquet", args.count, size=args.size, seed=whole("seed", args.seed, 0))
     print(f"{args.count:,} scenes in {args.out / 'train.parquet'}")
 
 

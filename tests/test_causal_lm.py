@@ -14,6 +14,7 @@ from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameE
 from gencore.layers import MLPConfig
 from gencore.loss import chunked_cross_entropy
 from gencore.positions import RotaryConfig
+from gencore.step_linear import StepLinear
 from gencore.tokenizer import train_bpe
 from gencore.transformer import TransformerConfig
 from textgen import CausalLM
@@ -126,6 +127,11 @@ def test_wrong_input_is_named(lm, options, words):
     *((lambda lm, ids=ids: lm(torch.tensor([ids])), f"ids should be between 0 and 299, got {low} to {high}")
       for ids, low, high in (([0, 300], 0, 300), ([5, -1], -1, 5))),
     (lambda lm: lm.loss(torch.tensor([[300]]), torch.tensor([[1]])), "ids should be between 0 and 299, got 300 to 300"),
+    *((lambda lm, target=target: lm.loss(torch.tensor([[3]]), torch.tensor([[target]])), f"targets should be between 0 and 299, .* got {target}")
+      for target in (300, -5)),
+    (lambda lm: bits_per_byte(lm, TEXT), "expected a list of texts, got one text"), (lambda lm: train_bpe(TEXT, 300), "expected a list of texts"),
+    (lambda lm: bits_per_byte(CausalLM(lm.cfg), [TEXT]), "this model has no tokenizer"),
+    (lambda lm: lm.tokenizer.decode([5, -1]), "ids should be between 0 and 299, got -1 to 5"),
     (lambda lm: lm(torch.zeros(1, 0).long()), r"ids: expected at least one token, got shape \(1, 0\)"),
 ])
 def test_ids_and_texts_that_can_not_be_are_named(lm, call, words):
@@ -145,6 +151,21 @@ def test_a_compiled_step_is_made_for_a_power_of_two_and_kept(monkeypatch):
         steppers = [model.fast_stepper(length) for length in (3, 256, 257, 600)]
     assert [stepper.cache.size for stepper in steppers] == [256, 256, 512, 700]
     assert steppers[0].cache is steppers[1].cache and model.fast_stepper(701) is None
+
+
+def test_compiled_steps_forget_weights_that_changed(monkeypatch):
+    monkeypatch.setattr("gencore.decode.has_compiler", lambda: False)
+    monkeypatch.setattr("warnings.warn", lambda *a, **k: None)
+    model = small()
+    model.fast_stepper(3)
+    head = lambda: next(module for module in model.modules() if isinstance(module, StepLinear))
+    for change in (lambda: model.load_state_dict({name: tensor * 0 for name, tensor in model.state_dict().items()}), lambda: head().weight.add_(1)):
+        with torch.no_grad():
+            change()
+        kept = model._compiled[48]
+        model.fast_stepper(3)
+        torch.testing.assert_close(head().short.float(), head().weight.detach())
+        assert model._compiled[48] is not kept and model.fast_stepper(3).cache is model.fast_stepper(40).cache
 
 
 def test_dtypes_go_by_name_and_are_in_the_recipe(lm, tmp_path):
@@ -258,6 +279,13 @@ def test_few_bits_generate_and_are_not_saved(bits, lm, tmp_path):
     text = small8.generate("It was", max_new_tokens=8, temperature=0)
     text.save(tmp_path / "a.txt")
     assert gencore.replay(tmp_path / "a.txt") == text and text.recipe.settings["quantize"] == bits
+    ids = torch.tensor([small8.tokenizer.encode(TEXT)[:20]])
+    loss, count = small8.loss(ids[:, :-1], ids[:, 1:])
+    with torch.no_grad():
+        wanted = torch.nn.functional.cross_entropy(small8(ids[:, :-1])[0], ids[0, 1:], reduction="sum")
+    torch.testing.assert_close(loss, wanted)
+    assert int(count) == 19
+    assert CausalLM.from_pretrained(lm.name, quantize=bits, dtype="bfloat16").generate("It was", max_new_tokens=3, temperature=0)
     with pytest.raises(InputError, match=f"{bits} weights are for generating"):
         small8.save_pretrained(tmp_path / "m")
 

@@ -215,6 +215,10 @@ def test_conversations_are_read_from_json_lines_and_parquet(tmp_path):
             read_conversations(tmp_path / "b.jsonl")
     with pytest.raises(DataError, match="no file"):
         read_conversations(tmp_path / "c.jsonl")
+    with pytest.raises(DataError, match='row 0 has no "source": each needs messages, split, source'):
+        read_conversations(tmp_path / "a.jsonl", columns=("split", "source"))
+    (tmp_path / "bare.jsonl").write_text(json.dumps(TALK), encoding="utf-8")
+    assert read_conversations(tmp_path / "bare.jsonl") == [{"messages": TALK}]
 
 
 # packing

@@ -58,6 +58,33 @@ def test_pictures_need_not_be_square(saved):
     assert unet(2, steps=2, size=(12, 9), seed=0, output_type="pt").shape == (2, 3, 12, 9) and unet(steps=2, seed=0)[0].size == (8, 8)
 
 
+def test_numbers_of_numpy_are_numbers(saved):
+    import numpy as np
+    plain, numpy = (saved([one], steps=steps, guidance=guidance, seed=0)[0]
+                    for one, steps, guidance in ((1, 2, 2.0), (np.int64(1), np.int64(2), np.float32(2))))
+    assert plain.info["recipe"] == numpy.info["recipe"] and plain.tobytes() == numpy.tobytes()
+
+
+def test_the_noisiest_step_is_in_an_interval_up_to_one():
+    torch.manual_seed(0)
+    model = Diffusion(tiny_dit(), labels=CLASSES, schedule=Schedule("flow", "velocity", "euler"))
+    plain, part, whole = (model(["star"], steps=1, guidance=9.0 if interval else 1.0, guidance_interval=interval or (0, 1), seed=0, output_type="pt")
+                          for interval in (None, (0.5, 1.0), (0.0, 1.0)))
+    assert torch.equal(part, whole) and not torch.equal(plain, whole)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver", "euler"])
+def test_steps_are_as_many_as_asked_whatever_divides_the_thousand(sampler):
+    for spacing in ("trailing", "leading", "linspace"):
+        schedule = Schedule(spacing=spacing)
+        for steps in (61, 103, 206, 998, 999):
+            levels, _ = schedule.levels(steps, sampler)
+            assert len(levels) == steps + 1 and (levels[1:] < levels[:-1]).all()
+    assert len(Schedule(sampler="dpm_solver", spacing="trailing").levels(1000)[0]) == 1001
+    with pytest.raises(InputError, match="steps should be a whole number between 1 and 999"):
+        Schedule(sampler="dpm_solver").levels(1000)
+
+
 def test_a_u_net_is_guided_where_it_has_a_class_for_none(tmp_path):
     with_none = Diffusion(tiny_unet(classes=3), labels=("left", "right"))
     made = [with_none(["left"], steps=3, guidance=guidance, seed=0, output_type="pt") for guidance in (1.0, 3.0)]

@@ -166,6 +166,14 @@ def test_folders_by_class_metadata_and_plain_folders_are_read(tmp_path):
     (tmp_path / "told" / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 1}\n{"file_name": "1.png"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"1\.png has no label \(\d+ such in all\), others in"):
         labelled_pictures(tmp_path / "told", 8, 3)
+    for lines, words in ((({"label": "a"}, {"label": ""}), r"1\.png has no label"), (({"label": [1]}, {"label": 1}), r"0\.png: its label should be"),
+                         (({"label": 1}, {"label": "1"}), "a number in one place and the same as a word in another")):
+        (tmp_path / "told" / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"{n}.png"} | line) for n, line in enumerate(lines)))
+        with pytest.raises(DataError, match=words):
+            labelled_pictures(tmp_path / "told", 8, 3)
+    Image.new("RGB", (20, 12), "red").save(tmp_path / "classes" / "loose.png")
+    with pytest.raises(DataError, match=r"loose\.png \(1 such in all\) lies beside the subfolders"):
+        labelled_pictures(tmp_path / "classes", 8, 3)
     with pytest.raises(DataError, match="has no classes"):
         labelled_pictures(tmp_path / "plain", 8, 3, need=True)
     with pytest.raises(ConfigError, match="1 channel .* or 3"):

@@ -149,7 +149,12 @@ def test_lines_are_white_on_black_whatever_the_form():
         torch.testing.assert_close(white_lines(form, 16), wanted)
     wide = white_lines(Image.new("L", (16, 8)), 16)
     assert wide.shape == (1, 16, 16) and wide.sum() == 0                                 # around it there are no lines
-    assert edges_of(Image.new("RGB", (30, 20), "red"), 16).size == (16, 16)
+    red = Image.new("RGB", (30, 20), "red")
+    assert edges_of(red, 16).size == (16, 16) and edges_of(red).size == (30, 20)
+    assert edges_of(red, 16).getextrema() == edges_of(red).getextrema() == (0, 0)            # where a picture ends there is no line
+    for side in (0, 2.5, "a", 10 ** 6):
+        with pytest.raises(InputError, match="side should be a whole number between 1 and 4096"):
+            edges_of(red, side)
 
 
 # ---- folders and recipes ----

@@ -54,6 +54,22 @@ def test_outside_the_mask_every_pixel_stays(editor, picture):
         np.testing.assert_array_equal(after, np.asarray(editor(picture, PROMPTS[0], mask=form, steps=3, seed=1)))
 
 
+def test_below_full_strength_something_of_the_picture_is_there_in_few_steps_too(editor):
+    dark, light = (Image.new("RGB", (16, 16), colour) for colour in ("black", "white"))
+    drawn = [np.asarray(editor(form, PROMPTS[0], strength=0.9, steps=2, seed=0)) for form in (dark, light)]
+    assert (drawn[0] != drawn[1]).any()
+    with pytest.raises(InputError, match="strength below 1 takes 2 steps or more"):
+        editor(dark, PROMPTS[0], strength=0.9, steps=1, seed=0)
+    assert editor(dark, PROMPTS[0], strength=np.float32(1), steps=np.int64(1), seed=0).info["recipe"]
+
+
+def test_a_mask_that_is_too_thin_to_be_seen_is_refused(editor):
+    mask = np.zeros((512, 512), bool)
+    mask[0, :40] = True
+    with pytest.raises(InputError, match="nothing of the mask's white is left at 16 x 16 pixels"):
+        editor(Image.new("RGB", (512, 512), "red"), PROMPTS[0], mask=mask, steps=2, seed=0)
+
+
 def test_what_lies_around_a_picture_that_is_not_square_stays_white(editor):
     wide = Image.new("RGB", (16, 8), "red")
     after = np.asarray(editor(wide, PROMPTS[0], mask=np.ones((8, 16), bool), steps=2, seed=1))
@@ -105,7 +121,7 @@ def test_every_way_of_editing_takes_an_interval(editor, picture, drawn):
 
 
 def test_long_prompts_are_cut_with_one_warning(editor, picture):
-    for call in (lambda: editor(picture, "seven " * 40, steps=1, seed=0), lambda: editor.between(["seven " * 40, "a"], frames=1, steps=1)):
+    for call in (lambda: editor(picture, "seven " * 40, steps=2, seed=0), lambda: editor.between(["seven " * 40, "a"], frames=1, steps=1)):
         with pytest.warns(UserWarning, match='1 prompt.s. have more than 12 tokens and are cut there, the first: "seven') as caught:
             call()
         assert len(caught) == 1

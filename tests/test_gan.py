@@ -150,6 +150,24 @@ def test_a_folder_draws_the_same_again_alone_and_in_a_list(game, tmp_path):
     assert gan("left", seed=1, output_type="np").shape == (1, 8, 8, 1) and gan("left", seed=1, output_type="pt").shape == (1, 1, 8, 8)
 
 
+def test_what_was_just_saved_has_recipes_unless_it_was_rounded(game, tmp_path):
+    gan = GAN(game.generator)
+    assert "recipe" not in gan("left", seed=0)[0].info
+    gan.save_pretrained(tmp_path / "m")
+    gan("left", seed=0)[0].save(tmp_path / "a.png")
+    assert gencore.replay(tmp_path / "a.png").tobytes() == gan.to("cpu")("left", seed=0)[0].tobytes()
+    gan.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    assert "recipe" not in gan("left", seed=0)[0].info
+
+
+def test_latents_alone_are_drawn_where_there_are_no_classes(game):
+    gan, latents = GAN(Generator(replace(CFG, labels=()))), torch.randn(3, CFG.latent)
+    with torch.no_grad():
+        torch.testing.assert_close(gan.draw(latents), gan.generator(latents).clamp(-1, 1))
+    with pytest.raises(InputError, match="labels should be numbers of 2 classes, one for each picture, got None"):
+        GAN(game.generator).draw(latents)
+
+
 def test_without_classes_a_number_of_pictures_is_asked_for():
     torch.manual_seed(0)
     gan = GAN(Generator(replace(CFG, labels=(), picture_channels=3)))

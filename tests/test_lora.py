@@ -89,6 +89,28 @@ def test_an_adapter_from_peft_comes_here_and_goes_back(rslora, tmp_path):
     torch.testing.assert_close(in_peft(tmp_path / "base", tmp_path / "back"), logits(lora.lm), rtol=1e-5, atol=1e-5)
 
 
+def test_an_alpha_of_some_layers_counts_as_in_peft_and_a_broken_configuration_is_named(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    lm = saved(tmp_path / "base")
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(
+        r=2, lora_alpha=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", alpha_pattern={"q_proj": 8, r"layers\.0\.mlp\..*": 5}))
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+        wanted = theirs(IDS).logits
+    theirs.save_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(logits(LoRA.from_pretrained(lm, tmp_path / "adapter").lm), wanted, rtol=1e-5, atol=1e-5)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for change, words in (({"r": 0}, "r should be a whole number of at least 1, got 0"), ({"r": None}, "r should be"),
+                          ({"lora_alpha": "8"}, "should be numbers above 0, got '8'"), ({"alpha_pattern": {"q_proj": None}}, "got None")):
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=words):
+            LoRA.from_pretrained(lm, tmp_path / "adapter")
+
+
 def test_only_the_adapter_is_trained(tmp_path):
     lm = saved(tmp_path / "base")
     lora = LoRA(lm, rank=4)

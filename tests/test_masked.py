@@ -110,11 +110,15 @@ def test_a_folder_opens_in_transformers_with_its_tokenizer(lm, tmp_path):
     (lambda lm: lm.fill_mask("the dog barks."), InputError, r"the text has no \[MASK\]"),
     (lambda lm: lm.fill_mask("[MASK]\ud800"), InputError, "half a character"),
     (lambda lm: lm(torch.tensor([[-1]])), InputError, "ids should be between 0 and"),
+    (lambda lm: lm(torch.tensor([[1]]), types=torch.tensor([[7]])), InputError, "types should be between 0 and 1, got 7"),
+    (lambda lm: lm.loss(torch.tensor([[1]]), torch.tensor([[-5]])), InputError, "targets should be between 0 and"),
+    (lambda lm: TextClassifier.on(lm.encoder, "ab").loss(torch.tensor([[1]]), torch.tensor([2])), InputError, "targets should be between 0 and 1"),
+    (lambda lm: lm.fill_mask("[MASK]", topn=-1), InputError, "topn should be a whole number of at least 1"),
     (lambda lm: lm.fill_mask("[MASK] " * 40), InputError, "tokens are more than the 24 positions"),
     (lambda lm: MaskedLM(lm.cfg).fill_mask("[MASK]"), InputError, "no tokenizer with a mask token"),
     (lambda lm: TextClassifier(lm.cfg), InputError, "at least two labels"),
     (lambda lm: TextClassifier.on(lm.encoder, "ab").classify("x"), InputError, "this model has no tokenizer"),
-    (lambda lm: TextClassifier.on(lm.encoder, "ab", lm.tokenizer).classify([]), InputError, "no text"),
+    (lambda lm: TextClassifier.on(lm.encoder, "ab", lm.tokenizer).classify([]), InputError, r"a list of them, got \[\]"),
     (lambda lm: mask_tokens(torch.zeros(1, 3), train_bpe(["a"], 260), None), DataError, "no mask token")])
 def test_wrong_input_is_answered_with_one_sentence(call, error, words, lm):
     with pytest.raises(error, match=words):

@@ -62,5 +62,9 @@ def test_wrong_files_are_named(tmp_path, tokenizer):
     (tmp_path / "empty.tsv").write_text("\n")
     with pytest.raises(DataError, match="it is empty"):
         read_pairs(tmp_path / "empty.tsv", "", "")
+    (tmp_path / "latin.tsv").write_bytes("schön\tnice".encode("latin-1"))
+    for name, words in (("latin.tsv", "byte 3 is not UTF-8"), ("gone.tsv", "gone.tsv is not a text file")):
+        with pytest.raises(DataError, match=words):
+            read_pairs(tmp_path / name, "", "")
     with pytest.raises(DataError, match="3 pairs are fewer than one batch of 8"):
         PairBatches(PAIRS[:3], tokenizer, 8)

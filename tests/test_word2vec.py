@@ -110,6 +110,11 @@ def test_frequent_words_are_thinned_as_the_paper_says():
     assert len(kept) == len(owners)
 
 
+def test_a_text_whose_words_are_all_thinned_out_teaches_nothing():
+    for seed in range(20):
+        assert len(Word2Vec.train([["the", "cat", "sat"]] * 10, Word2VecConfig(width=4, seed=seed), progress=False).words) == 3
+
+
 def test_the_same_seed_gives_the_same_vectors(w2v):
     assert torch.equal(small().vectors, w2v.vectors) and not torch.equal(small(epochs=1).vectors, small(epochs=1, seed=1).vectors)
 
@@ -157,6 +162,7 @@ def test_a_binary_file_of_the_original_tool_has_line_ends(tmp_path):
     (b"", False, 'first line should be "words width"'), (b"two 3\na 1 2 3\n", False, 'first line should be "words width"'),
     (b"9 300\na 1 2 3\n", False, "promises 9 words of 300 numbers"), (b"2 2\na 1 2\nb 1\n", False, "line 3 should be a word and 2 numbers, got 1"),
     (b"2 2\na 1 2\nb 1 x\n", False, "line 3 should be"), (b"3 1\na 1\nb 2\n\n\n\n\n", False, "line 4 should be"),
+    (b"2 1\na 1\nb nan\n", False, 'the vector of "b" has numbers that are not finite'), (b"2 1\na 1\na 2\n", False, '"a" is there twice'),
     (b"2 1\n\xff 1\nb 2\n", False, "not UTF-8"), (b"2 1\na \0\0\0\0b \0\0", True, "broken off or not binary at word 2 of 2"),
     (b"1 2\n" + b"a" * 2000, True, "broken off or not binary at word 1"), (b"99999999999 300\n", True, "promises 99,999,999,999 words")])
 def test_a_broken_file_is_refused_with_the_place(content, binary, words, tmp_path):
@@ -215,6 +221,9 @@ def test_long_texts_come_in_chunks_that_lose_nothing(monkeypatch):
     (lambda w: Word2VecConfig(window=0), ConfigError, "window should be between 1 and .*, got 0"),
     (lambda w: Word2VecConfig("skipgram"), ConfigError, "objective should be one of"),
     (lambda w: Word2VecConfig(lr=0.0), ConfigError, "lr should fall to min_lr"),
+    (lambda w: Word2VecConfig(lr=float("nan")), ConfigError, "lr should fall to min_lr"),
+    (lambda w: w.draw("never.png", ["king"]), InputError, "a picture takes two words or more, got 1"),
+    (lambda w: load_word2vec("gone.txt"), DataError, "no file gone.txt"),
     (lambda w: Word2Vec(["a", "a"], torch.zeros(2, 3)), InputError, "no word twice"),
     (lambda w: save_word2vec(w, "gone/w.txt"), InputError, "can't write gone/w.txt: there is no folder gone, make it first"),
     (lambda w: save_word2vec(Word2Vec(["a b", "c"], torch.zeros(2, 3)), "never"), InputError, "can't hold 'a b'"),

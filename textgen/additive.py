@@ -16,6 +16,7 @@ from gencore.check import InputError, floating
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Share, Size, check_fields, check_ids, from_dict, to_dict
 from gencore.decode import resting
+from gencore.embeddings import rows_of
 from gencore.kinds import expect_kind
 from textgen.folders import tokenizer_of
 from textgen.seq2seq import likeliest, shifted, smoothed_cross_entropy, translated
@@ -70,7 +71,7 @@ class AttentionSeq2Seq(nn.Module):
         """keep (B,S): real tokens of the source, which fill its beginning."""
         read = self.encode(source, torch.ones_like(source, dtype=torch.bool) if keep is None else keep)
         state, states, weights = read.first, [], []
-        words = self._drop(self.embedding(target))                                                # (B, T, D)
+        words = self._drop(rows_of(self.embedding, target, "target"))                                                # (B, T, D)
         for word in words.unbind(1):
             state, seen, weight = self.step(word, state, read)
             states.append(torch.cat((word, seen, state), -1))
@@ -82,7 +83,7 @@ class AttentionSeq2Seq(nn.Module):
         if source.shape[1] > self.cfg.context:
             raise InputError(f"{source.shape[1]} tokens are more than the {self.cfg.context} that this model reads: cut the text")
         lengths = keep.sum(1)
-        packed = pack_padded_sequence(self._drop(self.embedding(source)), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(self._drop(rows_of(self.embedding, source, "source")), lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, last = self.reader(packed)
         states, _ = pad_packed_sequence(states, batch_first=True, total_length=source.shape[1])     # (B, S, 2H)
         if self.cfg.attention == "none":

@@ -15,8 +15,10 @@ from textgen.chat import turn_end
 ASKED = [{"role": "user", "content": "a"}]                     # what stands before a message to see what it adds
 
 
-def read_conversations(path):
-    """A file of {"messages": [{"role", "content"}, ...]}, JSON lines or parquet -> list of rows, each checked; other columns stay."""
+def read_conversations(path, columns=()):
+    """A file of {"messages": [{"role", "content"}, ...]}, JSON lines or parquet -> list of rows, each checked; other columns stay.
+
+    columns: those of the others that each row needs."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no file {path}: give a .jsonl or .parquet file with a conversation in each row")
@@ -31,8 +33,12 @@ def read_conversations(path):
     for number, row in enumerate(rows):
         try:
             checked_messages(row["messages"] if isinstance(row, dict) and "messages" in row else row)
+            rows[number] = row if isinstance(row, dict) else {"messages": row}               # a line may be the messages alone
         except InputError as error:
             raise DataError(f"{path}, row {number}: {error}") from None
+        missing = [name for name in columns if name not in rows[number]]
+        if missing:
+            raise DataError(f'{path}, row {number} has no "{missing[0]}": each needs messages, {", ".join(columns)}')
     if not rows:
         raise DataError(f"{path} holds no conversation")
     return rows

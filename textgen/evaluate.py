@@ -2,12 +2,10 @@
 import math
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from gencore.check import DataError
+from gencore.check import DataError, InputError
 from gencore.decode import resting
-from gencore.tokenizer import check_characters
+from gencore.tokenizer import check_characters, check_texts
 
 
 @torch.no_grad()
@@ -18,6 +16,9 @@ def bits_per_byte(lm, texts, *, overlap=0.0, batch=8, limit=None):
     starts blind). limit: only so many windows of each text, evenly spread."""
     if not 0 <= overlap < 1:
         raise DataError(f"overlap should be from 0 to below 1, got {overlap}")
+    if lm.tokenizer is None:
+        raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
+    check_texts(texts)
     bits = counted = 0.0
     with resting(lm):
         for text in texts:
@@ -68,8 +69,5 @@ def _score(lm, ids, sizes, rows):
         targets[row, known - start - 1:end - start - 1] = ids[known:end]
         counted += int(sizes[known:end].sum())
     inputs, targets = inputs.to(lm.embedding.weight.device), targets.to(lm.embedding.weight.device)
-    if isinstance(lm.head, nn.Linear):
-        nats, _ = lm.loss(inputs, targets)
-    else:                                                                    # int8, int4: the head is no matrix that the loss could take
-        nats = F.cross_entropy(lm(inputs).flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    nats, _ = lm.loss(inputs, targets)
     return float(nats) / math.log(2), counted

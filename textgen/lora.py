@@ -5,6 +5,7 @@
     lora.save_pretrained("my-adapter")                                           # peft opens it on the exported model
     lora = LoRA.from_pretrained(CausalLM.from_pretrained("novelist"), "my-adapter")
     lora.merged().save_pretrained("my-model")"""
+from gencore.check import in_range
 from gencore.checkpoint import save_folder
 from gencore.lora import Adapter, base_of, ranks_of, read_adapter
 from textgen.families import family
@@ -18,7 +19,7 @@ class LoRA:
 
     def __init__(self, lm, *, rank=8, alpha=16, dropout=0.0, targets=TARGETS):
         """rank: of the small matrices. alpha: the adapter counts alpha / rank times. targets: which matrices of a block."""
-        ranks = ranks_of(lm, targets, rank, TARGETS)
+        ranks, alpha = ranks_of(lm, targets, rank, TARGETS), in_range("alpha", alpha, 1e-3, 1e6)
         self.adapter = Adapter(lm.trainable(), layout(lm), ranks, scale=alpha / rank, base=base_of(lm), dropout=dropout)
 
     @property

@@ -10,19 +10,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import AttentionConfig
-from gencore.check import DataError, InputError, dims
+from gencore.check import DataError, InputError, dims, whole
 from gencore.checkpoint import save_folder
 from gencore.config import Few, Share, Size, check_fields, check_ids
 from gencore.decode import resting
 from gencore.embeddings import LearnedPositions, rows_of
 from gencore.layers import ACTIVATIONS, MLPConfig, NormConfig, make_norm
-from gencore.loss import IGNORED
+from gencore.loss import IGNORED, check_targets
 from gencore.masks import padding
 from gencore.positions import sinusoidal
 from gencore.text_encoder import encode_prompts
 from gencore.tokenizer import Tokenizer, train_bpe
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, open_folder
+from textgen.text import as_list
 
 CLS, SEP, PAD, MASK = "[CLS]", "[SEP]", "[PAD]", "[MASK]"
 
@@ -71,7 +72,7 @@ class Encoder(nn.Module):
         if T > self.cfg.context:
             raise InputError(f"ids: {T} tokens are more than the {self.cfg.context} positions of this encoder: cut the text")
         x = rows_of(self.embedding, ids, "ids") + self.positions(torch.arange(T, device=ids.device))                 # (B, T, D)
-        x = self.norm(x + self.types(torch.zeros_like(ids) if types is None else types))
+        x = self.norm(x + rows_of(self.types, torch.zeros_like(ids) if types is None else types, "types"))
         x = F.dropout(x, self.cfg.transformer.dropout, self.training)
         return self.transformer(x, None if keep is None else padding(keep))
 
@@ -96,6 +97,7 @@ class MaskedLM(nn.Module):
 
     def loss(self, ids, targets, keep=None):
         """ids (B,T), targets (B,T) -100 = not asked -> (summed cross-entropy, number asked); only what is asked goes through the head."""
+        check_targets(targets, self.cfg.vocab)
         asked = targets != IGNORED
         logits = self.logits(self.encoder(ids, keep)[asked])                                         # (asked, V)
         return F.cross_entropy(logits.float(), targets[asked], reduction="sum"), asked.sum()
@@ -105,6 +107,7 @@ class MaskedLM(nn.Module):
         """A text with one [MASK] -> [(what stands there, probability), ...]; with several: a list of such lists, each filled alone."""
         if self.tokenizer is None or self.tokenizer.mask_id is None:
             raise InputError("this model has no tokenizer with a mask token: MaskedLM(cfg, tokenizer), or load a folder that has one")
+        whole("topn", topn, 1)
         ids = torch.tensor([self.tokenizer.encode(text, special=True)])
         places = (ids[0] == self.tokenizer.mask_id).nonzero()[:, 0]
         if not len(places):
@@ -149,16 +152,15 @@ class TextClassifier(nn.Module):
 
     def loss(self, ids, labels, keep=None):
         """ids (B,T), labels (B,) -> (summed cross-entropy, B)."""
+        check_targets(labels, len(self.cfg.labels))
         return F.cross_entropy(self(ids, keep).float(), labels, reduction="sum"), len(labels)
 
     @torch.no_grad()
     def classify(self, texts):
         """A text -> (label, probability); a list of them -> a list. Texts longer than the context are cut to it, with a warning."""
-        rows = [texts] if isinstance(texts, str) else list(texts)
+        rows = as_list(texts)
         if self.tokenizer is None:
             raise InputError("this model has no tokenizer: give it one, or load a folder that has one")
-        if not rows:
-            raise InputError("no text: give at least one")
         ids, keep, cut = encode_prompts(self.tokenizer, rows, self.cfg.context)
         if cut:
             warnings.warn(f'{len(cut)} text(s) have more than {self.cfg.context} tokens and are cut there, the first: "{rows[cut[0]]:.60}"',

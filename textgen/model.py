@@ -2,6 +2,7 @@
 from dataclasses import dataclass, field, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import head_sizes
@@ -14,7 +15,7 @@ from gencore.families import BY_NAME, read_config
 from gencore.int4 import int4_linears
 from gencore.int8 import int8_linears
 from gencore.layers import NormConfig
-from gencore.loss import IGNORED, capped, chunked_cross_entropy
+from gencore.loss import IGNORED, capped, check_targets, chunked_cross_entropy
 from gencore.masks import causal
 from gencore.masks import documents as of_documents
 from gencore.positions import restarting
@@ -56,7 +57,7 @@ class CausalLM(nn.Module):
         self.cfg, self.tokenizer = cfg, tokenizer
         self.name, self.digest = None, None                      # of the folder it came from, for recipes
         self.compile, self.quantize = False, None                # how it generates
-        self._compiled = {}                                      # steps over 256, 512, ... positions
+        self._compiled, self._compiled_of = {}, []               # steps over 256, 512, ... positions; the weights that they read
         D = cfg.transformer.width
         self.embedding = nn.Embedding(cfg.vocab, D)
         self.positions = LearnedPositions(cfg.context, D) if cfg.learned_positions else None
@@ -101,6 +102,10 @@ class CausalLM(nn.Module):
         hidden, targets = self.hidden(ids, mask=mask, positions=positions).flatten(0, 1), targets.flatten()
         if documents is not None:                               # of a conversation half is read alone: only what is learnt goes through the head
             hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
+        if not isinstance(self.head, nn.Linear):                # int8, int4: no matrix that gradients could be taken of
+            check_targets(targets, self.cfg.vocab)
+            logits = capped(self.head(hidden).float(), self.cfg.logit_softcap)
+            return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"), (targets != IGNORED).sum()
         return chunked_cross_entropy(hidden, self.head.weight, targets, softcap=self.cfg.logit_softcap)
 
     # ---- words ----
@@ -173,6 +178,8 @@ class CausalLM(nn.Module):
         """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding."""
         if self.quantize:
             raise InputError(f"{self.quantize} weights are for generating: train the model that was loaded without quantize")
+        if any(".base_layer." in name for name, _ in self.named_parameters()):
+            raise InputError("this model has an adapter in it: go on from LoRA.merged()")
         lm = CausalLM(self.cfg, self.tokenizer)
         lm.load_state_dict(self.state_dict())
         return lm
@@ -190,6 +197,10 @@ class CausalLM(nn.Module):
         size = min(size, self.cfg.context)
         if length > size:
             return None
+        weights = [(p.data_ptr(), None if p.is_inference() else p._version) for p in self.parameters()]
+        if weights != self._compiled_of:                         # they were trained, or loaded anew, since
+            self._compiled.clear()
+            self._compiled_of = weights
         if size not in self._compiled:
             step_linears(self)                                   # of the weights as they are now
             self._compiled[size] = CompiledStep(self.last_logits, self.cfg.transformer, size, like=self.embedding.weight)

@@ -3,6 +3,7 @@
 A block is T words in a row with a margin of `window` words on both sides. All scores of the block are one product (T, T + 2 window), of which
 the band inside each word's window counts; the noise words are drawn for the block and shared by its words, so that they are a product too.
 Gradients are written by hand: a step touches some thousand rows of two tables, and an optimizer over whole tables would touch all of them."""
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,7 @@ class Word2VecConfig:
         check_fields(self)
         if not 0 <= self.seed < 2 ** 63:
             raise ConfigError(f"Word2VecConfig.seed should be between 0 and 2**63 - 1, got {self.seed}")
-        if self.lr < self.min_lr or self.min_lr < 0 or self.sample < 0:
+        if not (0 <= self.min_lr <= self.lr < math.inf and 0 <= self.sample < math.inf):
             raise ConfigError(f"lr should fall to min_lr >= 0 and sample be >= 0, got lr={self.lr}, min_lr={self.min_lr}, sample={self.sample}")
 
 
@@ -62,6 +63,8 @@ class Trainer:
 
     def parts(self, ids, sentences):
         """One pass over a text, ids (n,) and the sentence of each (n,) -> yields what each `step` takes: blocks (R,S) and their sentences (R,S)."""
+        if not len(ids):                                                                 # every word was thinned out
+            return
         W = self.cfg.window
         filled = -len(ids) % BLOCK
         ids = torch.nn.functional.pad(ids, (W, W + filled))

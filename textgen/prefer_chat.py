@@ -107,7 +107,7 @@ def main():
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of Plan, or train.<field of TrainConfig>")
     args = parser.parse_intermixed_args()
     plan = override(Plan(), args.settings)
-    chat, rows = Chat.from_pretrained(args.base), read_conversations(args.data)
+    chat, rows = Chat.from_pretrained(args.base), read_conversations(args.data, columns=("source", "topic", "split"))
     torch.set_num_threads(plan.train.threads or torch.get_num_threads())
     pairs, kept = preferred(chat, asked(rows, plan, plan.train.seed), plan)
     print(f"{plan.turns} turns, {kept:.3f} of their slots kept; {len(pairs)} pairs to learn from", file=sys.stderr)

@@ -4,6 +4,8 @@
     fit(lm, preference_loss(beta=0.1), Batches(rows, 8), config, run=run)
 
 The reference is the model as it is when the rows are made: its log-probabilities are computed once, so that no second model is kept."""
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -79,7 +81,7 @@ def preference_loss(*, beta=0.1, smoothing=0.0, likelihood=0.0):
 
     likelihood: weight of the chosen answer's own cross-entropy a token, which keeps it from becoming unlikely together with the rejected one (Pang
     et al. 2024, eq. 1)."""
-    if beta <= 0 or not 0 <= smoothing < 0.5 or likelihood < 0:
+    if not (0 < beta < math.inf and 0 <= smoothing < 0.5 and 0 <= likelihood < math.inf):
         raise InputError(f"beta should be above 0, smoothing from 0 to below 0.5, likelihood not below 0, got {beta}, {smoothing} and {likelihood}")
 
     def loss(model, batch, generator):

@@ -31,16 +31,15 @@ def run(lm, lists, sampling, *, seeds, settings, trace=None):
     if settings.beams > 1:
         yield from zip_longest(*likeliest(lm, lists, settings), fillvalue=next(iter(lm.cfg.eos), None))
         return
-    trace = trace or Trace()
     if settings.draft is not None:
-        yield from drafted(lm, lists[0], settings, generator=torch.Generator().manual_seed(seeds[0]), trace=trace)
+        yield from drafted(lm, lists[0], settings, generator=torch.Generator().manual_seed(seeds[0]), trace=trace or Trace())
         return
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     first, stepper, seen = prefilled(lm, lists, settings)
     pick = picker(sampling, generators, seen=seen)
     if settings.constraint is not None:
         pick = constrained(pick, matchers_of(lm, settings.constraint, len(lists)))
-    pick = recorded(pick, trace)
+    pick = pick if trace is None else recorded(pick, trace)
     for tokens in decode(first, stepper.step, pick, limit=settings.max_new_tokens):
         yield tokens.tolist()
 

@@ -12,18 +12,20 @@ from gencore import choose
 from gencore.attention import AttentionConfig
 from gencore.beam import beam_search
 from gencore.cache import Cache
-from gencore.check import InputError, dims, whole
+from gencore.check import InputError, dims, in_range, whole
 from gencore.checkpoint import save_folder
 from gencore.config import Positive, Share, Size, check_fields, check_ids
 from gencore.data import right_padded
 from gencore.decode import Stepper, decode, resting
 from gencore.embeddings import rows_of
 from gencore.layers import MLPConfig, NormConfig
+from gencore.loss import check_targets
 from gencore.masks import causal, padding
 from gencore.positions import sinusoidal
 from gencore.tokenizer import Tokenizer, train_bpe
 from gencore.transformer import Memory, Transformer, TransformerConfig
 from textgen.folders import files_of, open_folder
+from textgen.text import as_list
 
 END, PAD = "</s>", "<pad>"
 
@@ -152,9 +154,10 @@ def translated(model, texts, max_new_tokens, *, beams, length_penalty):
     """What `generate` of an encoder-decoder gives: texts -> ids -> model.write -> texts."""
     limit = model.cfg.context if max_new_tokens is None else whole("max_new_tokens", max_new_tokens, 1, model.cfg.context)
     whole("beams", beams, 1, 256)
+    in_range("length_penalty", length_penalty, -100, 100)
     if model.tokenizer is None:
         raise InputError(f"this model has no tokenizer: {type(model).__name__}(cfg, tokenizer), or load a folder that has one")
-    lists = [model.tokenizer.encode(text, special=True) for text in ([texts] if isinstance(texts, str) else texts)]
+    lists = [model.tokenizer.encode(text, special=True) for text in as_list(texts)]
     if not lists or not all(lists):
         raise InputError("no text, or an empty one: give at least one token to read")
     source, keep = (t.to(model.embedding.weight.device) for t in right_padded(lists, model.cfg.pad))
@@ -178,6 +181,7 @@ def smoothed_cross_entropy(logits, target, model):
     """logits (B,T,V), target (B,T) -> (summed loss over the real tokens, their number); targets are smoothed while training."""
     real = real_tokens(target, model.cfg)
     smoothing = model.cfg.smoothing if model.training else 0.0
+    check_targets(target[real], model.cfg.vocab)
     return F.cross_entropy(logits[real].float(), target[real], reduction="sum", label_smoothing=smoothing), real.sum()
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from gencore.check import DataError, InputError
-from gencore.tokenizer import Tokenizer
+from gencore.tokenizer import Tokenizer, check_texts
 
 UNKNOWN = "\ufffd"
 WORDS = ("understanding", "unprecedented")
@@ -87,6 +87,7 @@ def report(name, cutter, text, words=WORDS):
 
 def compare(tokenizer, texts, held_out, words=WORDS):
     """A Tokenizer, the texts it was trained on, a text it was not -> Reports of it and of the baselines; as many words as it has tokens."""
+    check_texts(texts)
     texts = list(texts)
     if not isinstance(tokenizer, Tokenizer):
         raise InputError(f"expected a gencore Tokenizer, got {type(tokenizer).__name__}: Tokenizer.from_folder(folder)")

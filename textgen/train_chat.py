@@ -97,7 +97,7 @@ def main():
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of ChatRun, or train.<field of TrainConfig>")
     args = parser.parse_intermixed_args()
     cfg = override(ChatRun(), args.settings)
-    rows = read_conversations(args.data)
+    rows = read_conversations(args.data, columns=("source", "split"))
     learnt = lessons(rows, "train", cfg.asides, swaps=cfg.swaps, made=cfg.made, seed=cfg.train.seed)
     held = lessons(rows, "validation", cfg.asides, seed=cfg.train.seed)
     torch.manual_seed(cfg.train.seed)

@@ -99,6 +99,8 @@ class Word2Vec:
     def draw(self, path, words):
         """A picture of these words in the plane of their two principal directions -> path (PNG, SVG or PDF)."""
         from matplotlib.figure import Figure
+        if len(words) < 2:
+            raise InputError(f"a picture takes two words or more, got {len(words)}")
         points = self.unit()[[self.row(word) for word in words]]
         points = points - points.mean(0)
         plane = points @ torch.linalg.svd(points, full_matrices=False).Vh[:2].mT         # (words, 2)

@@ -1,4 +1,5 @@
 """word2vec's own two formats, text and binary, as the original tool and gensim read and write them: a header "words width", then word and numbers."""
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ def save_word2vec(w2v, path, *, binary=False):
 
 def load_word2vec(path, *, binary=False):
     """A file in word2vec's format -> Word2Vec. DataError says where it breaks off or what is no number."""
+    if not Path(path).is_file():
+        raise DataError(f"no file {path}: give a file in word2vec's format")
     data = Path(path).read_bytes()
     head = data[:LONGEST].partition(b"\n")[0]
     try:
@@ -39,6 +42,10 @@ def load_word2vec(path, *, binary=False):
         raise DataError(f"{path}: the header promises {count:,} words of {width} numbers, the file has {len(data):,} bytes: it is cut off, "
                         f"{'or text (binary=False)' if binary else 'or binary (binary=True)'}")
     words, vectors = (read_binary if binary else read_text)(path, data[len(head) + 1:], count, width)
+    if not np.isfinite(vectors).all():
+        raise DataError(f'{path}: the vector of "{words[int((~np.isfinite(vectors)).any(1).argmax())]}" has numbers that are not finite')
+    if len(set(words)) < len(words):
+        raise DataError(f'{path}: "{Counter(words).most_common(1)[0][0]}" is there twice')
     return Word2Vec(words, torch.from_numpy(vectors), cfg=Word2VecConfig(width=width))
 
 

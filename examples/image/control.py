@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gencore.check import DataError, command
+from gencore.check import DataError, command, whole
 from gencore.config import override
 from gencore.train import Run, TrainConfig
 from imagegen import ControlledTextToImage, TextToImage
@@ -56,6 +56,7 @@ def main():
 def train(plan, base, args):
     """The branch; what was held out, before and after."""
     torch.manual_seed(plan.train.seed)
+    whole("held_out", plan.held_out, 2)                                         # a scene and a drawing
     controlled = ControlledTextToImage(base, Control.beside(plan.control, base.painter))
     data, captions, held = learnt_from(plan, args.data, controlled)
     lines, asked = edges(to_unit(data.pixels[held])), [captions[i] for i in held]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from gencore.check import command
+from gencore.check import DataError, command
 from gencore.config import override
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
@@ -60,6 +60,8 @@ def main():
     learnt, unseen = (torch.tensor([i for text in part for i in tokenizer.encode(text, special=True)]) for part in (texts, held_out))
     print(f"{what}: {len(learnt):,} tokens to learn from, {len(unseen):,} held out; {sum(p.numel() for p in lm.parameters()):,} parameters",
           file=sys.stderr)
+    if len(unseen) < cfg.context:
+        raise DataError(f"{len(unseen)} tokens are held out, a window has {cfg.context}: give more text, or a smaller context")
     windows = unseen[:len(unseen) // cfg.context * cfg.context].view(-1, cfg.context)[:64]           # (windows, T)
     asked, answers = mask_tokens(windows, tokenizer, torch.Generator().manual_seed(0))
 

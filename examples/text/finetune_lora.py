@@ -19,7 +19,7 @@ import torch
 from gencore.check import command
 from gencore.checkpoint import save_folder
 from gencore.config import override
-from gencore.data import Batches
+from gencore.data import Batches, hold_out
 from gencore.decode import resting
 from gencore.train import Run, TrainConfig, fit
 from textgen import CausalLM, Chat, LoRA
@@ -69,10 +69,7 @@ def conversations(path, seed):
     rows = read_conversations(path)
     if "split" in rows[0]:
         return tuple([row["messages"] for row in rows if row["split"] == split] for split in ("train", "validation"))
-    talks = [row["messages"] for row in rows]
-    random.Random(seed).shuffle(talks)
-    held = max(1, min(200, len(talks) // 10))
-    return talks[held:], talks[:held]
+    return tuple(map(list, hold_out([row["messages"] for row in rows], 0.1, seed)))
 
 
 @command

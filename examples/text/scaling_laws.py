@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from gencore.attention import AttentionConfig
-from gencore.check import command
+from gencore.check import DataError, command
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
 from gencore.layers import MLPConfig
@@ -54,6 +54,8 @@ def measured(args):
     learn, judge = ("\n".join(texts) for texts in learn_and_held_out(args.data)[:2])
     tokenizer = train_bpe([learn], args.vocab)
     learn, judge = torch.tensor(tokenizer.encode(learn)), torch.tensor(tokenizer.encode(judge[:args.judge]))
+    if len(judge) <= CONTEXT:
+        raise DataError(f"{len(judge)} tokens are held out to judge on, a window takes {CONTEXT + 1}: give more text")
     sizes, losses = [], []
     print(f"{args.steps * BATCH * CONTEXT:,} of {len(learn):,} tokens for each size, judged on {len(judge):,}", flush=True)
     for width in args.widths:

@@ -36,14 +36,14 @@ def main():
     sentences = [words for text in (*texts, *held_out) for words in sentences_of(text)]
     print(f"{what}: {len(sentences):,} sentences, {sum(map(len, sentences)):,} words")
     w2v = Word2Vec.train(sentences, override(Word2VecConfig(), args.settings))
-    shown = [word for word in args.words.split(",") if word] or w2v.words[100:2100:250]
+    shown = [word for word in args.words.split(",") if word] or w2v.words[100:2100:250] or w2v.words[:8]
+    w2v.save_pretrained(args.out, dtype=torch.bfloat16)
+    save_word2vec(w2v, args.out / "vectors.bin", binary=True)
     drawn = []
     for word in shown:
         near = [neighbour for neighbour, _ in w2v.most_similar(word, topn=args.neighbours)]
         drawn += [word, *near]
         print(f"{word:>16}: {', '.join(near)}")
-    w2v.save_pretrained(args.out, dtype=torch.bfloat16)
-    save_word2vec(w2v, args.out / "vectors.bin", binary=True)
     w2v.draw(args.out / "space.png", list(dict.fromkeys(drawn)))
     print(f'done: Word2Vec.from_pretrained("{args.out}")')
 
