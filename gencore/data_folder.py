@@ -99,7 +99,7 @@ def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".t
     names, texts, bad = [], [], []
     for file in files:
         try:
-            content = read_text(file)
+            content = text_of_file(file)
         except DataError as error:
             if on_error == "stop":
                 raise DataError(f'{error} (on_error="skip" goes without it)') from error
@@ -113,7 +113,7 @@ def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".t
     return _without(rows, range(len(rows)), bad)
 
 
-def read_text(path):
+def text_of_file(path):
     """A file in UTF-8 -> its text, or DataError."""
     try:
         return Path(path).read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from gencore.check import CheckpointError, InputError
+from gencore.check import CheckpointError, DataError, InputError
 from gencore.checkpoint import belongs, read_json, read_text
 
 END = "<|endoftext|>"
@@ -160,7 +160,17 @@ def train_bpe(texts, vocab=8192, *, specials=(END, PAD), length=None):
     engine.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(specials), show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    engine.train_from_iterator(texts, trainer)
+    read = False
+
+    def noticed():
+        nonlocal read
+        for text in texts:
+            read = read or bool(text)
+            yield text
+
+    engine.train_from_iterator(noticed(), trainer)
+    if not read:
+        raise DataError("no text to learn a tokenizer from: there is none, or every text is empty")
     config = {"tokenizer_class": "PreTrainedTokenizerFast",    # any other name makes transformers rebuild the splitting
               "bos_token": specials[0], "eos_token": specials[0], "unk_token": specials[0], "pad_token": specials[min(1, len(specials) - 1)],
               "clean_up_tokenization_spaces": False}

@@ -97,7 +97,8 @@ class TextToImage:
                  progress=True):
         """A prompt or a list of them -> as many pictures: PIL images, or one array (B,H,W,3) in 0..1 ("np"), or tensor (B,3,H,W) in 0..1 ("pt").
 
-        Picture i is drawn from the noise of seed + i, so a prompt gives the same picture alone and in a list (up to rounding).
+        Picture i is drawn from the noise of seed + i, so a prompt gives the same picture alone and in a list (up to rounding). Pictures are square,
+        of the painter's size, and drawn by DPM-Solver++ (2M); other samplers: Diffusion, or diffusers on the saved folder.
         A prompt of more tokens than the painter reads is cut there, and a warning names the first. guidance_interval: the noise levels, from 1 down
         to 0, that are guided; without guidance a step takes half as long (Kynkaanniemi et al. 2024: at the highest ones it costs variety).
         seed None: a new one; it is in the picture's .info["recipe"], which gencore.replay reads back from a saved PNG."""

@@ -100,6 +100,7 @@ def test_the_text_ends_at_the_end_token(lm):
 
 def test_texts_may_outgrow_the_context(lm):
     assert max(len(lm.generate("It was", max_new_tokens=120, seed=seed, temperature=1.0).logprobs.ids) for seed in range(3)) > 48
+    assert next(lm.stream("It was", max_new_tokens=10 ** 12, seed=0))                            # nothing is made as long as the text may become
     long = "It was a dark night, and the rain fell. " * 20
     assert lm.generate(long, max_new_tokens=3, window=48, seed=0).startswith(long)
 

@@ -207,7 +207,7 @@ def decayed(files, tmp_path, editor):
                 raise
 
     doors = [lambda path: captioned_folder(folder_of(path), 16), lambda path: image_folder(folder_of(path))[0]["image"], edges_of,
-             lambda path: editor(path, PROMPTS[0], steps=1, seed=0), lambda path: controlled(PROMPTS[0], path, steps=1, seed=0, progress=False)]
+             lambda path: editor(path, PROMPTS[0], steps=2, seed=0), lambda path: controlled(PROMPTS[0], path, steps=1, seed=0, progress=False)]
     readable, memory = 0, peak()
     for path in written(tmp_path, files):
         opened = checked(lambda path: prepare(open_picture(path), 16), path)

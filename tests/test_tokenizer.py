@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gencore.check import CheckpointError, InputError
+from gencore.check import CheckpointError, DataError, InputError
 from gencore.checkpoint import save_folder
 from gencore.tokenizer import END, PAD, Tokenizer, train_bpe
 from tests.reference import byte_pairs_by_counting
@@ -120,6 +120,9 @@ def test_a_foreign_tokenizer_with_a_bad_configuration_is_refused(tokenizer, tmp_
 def test_wrong_input_is_named(tokenizer, tmp_path):
     with pytest.raises(InputError, match="at least 258"):
         train_bpe(WORDS, 100)
+    for nothing in ([], ["", ""], iter(())):
+        with pytest.raises(DataError, match="no text to learn a tokenizer from"):
+            train_bpe(nothing, 300)
     with pytest.raises(InputError, match="expected text as str, got int"):
         tokenizer.encode(3)
     for call in (tokenizer.encode, tokenizer.id):

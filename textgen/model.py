@@ -114,7 +114,8 @@ class CausalLM(nn.Module):
                  stop=(), window=None, seed=None, constraint=None, draft=None, beams=1, length_penalty=1.0):
         """A prompt, or a list of them -> the prompt and what follows, as Text (a str with its recipe and log-probabilities), or a list.
 
-        temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at.
+        temperature=0: the likeliest token always. seed: row i of a list draws what seed + i draws alone. window: tokens looked back at; a text that
+        outgrows the context goes on, and looks back at its last tokens alone, as many as the context has (learned positions: an InputError).
         constraint: a regular expression (str) or JSON schema (dict) that what follows matches, unless max_new_tokens cut it (needs llguidance).
         draft: a small CausalLM of the same tokenizer that guesses ahead: the same greedy tokens, the same chances, sooner (.acceptance).
         beams: above 1 nothing is drawn, a beam search finds a likely text, scored by its log-probability / tokens ** length_penalty."""

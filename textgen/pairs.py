@@ -6,14 +6,14 @@ import numpy as np
 
 from gencore.check import DataError
 from gencore.data import hold_out, own_rows, right_padded
-from gencore.data_folder import read_text, text_folder
+from gencore.data_folder import text_folder, text_of_file
 
 
 def read_pairs(path, source, target, split=None):
     """A parquet file with the columns `source` and `target` (and split), or a .tsv file of two columns -> [(source text, target text), ...]."""
     path = Path(path)
     if path.suffix == ".tsv":
-        lines = [line.split("\t") for line in read_text(path).splitlines() if line.strip()]
+        lines = [line.split("\t") for line in text_of_file(path).splitlines() if line.strip()]
         odd = [n for n, line in enumerate(lines, 1) if len(line) != 2]
         if odd or not lines:
             why = f"line {odd[0]} hasn't" if odd else "it is empty"

@@ -47,7 +47,7 @@ def run(lm, lists, sampling, *, seeds, settings, trace=None):
 def prefilled(lm, lists, settings):
     """Lists of prompt ids -> (logits (B,V) after them, Stepper that goes on, the prompts (B,T) with -1 for padding)."""
     limit, device = settings.max_new_tokens, lm.embedding.weight.device
-    ids, keep = left_padded(lists, lm.cfg.pad if lm.cfg.pad is not None else 0, extra=limit)
+    ids, keep = left_padded(lists, lm.cfg.pad if lm.cfg.pad is not None else 0, extra=limit if len(lists) > 1 else 0)
     length, chunk = ids.shape[1] + limit, None
     single = settings.compile and len(lists) == settings.beams == 1 and settings.window is None
     stepper = lm.fast_stepper(length) if single else None

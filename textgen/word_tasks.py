@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from gencore.check import DataError
-from gencore.data_folder import read_text
+from gencore.data_folder import text_of_file
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def ranks(x):
 def read_pairs(path):
     """A table with a word, a word and a number in each row, parted by tabs or commas; lines without a number are headers -> triples."""
     pairs = []
-    for line in read_text(path).splitlines():
+    for line in text_of_file(path).splitlines():
         fields = line.replace(",", "\t").split("\t")
         numbers = [field for field in fields[2:] if is_number(field)]
         if len(fields) >= 3 and numbers:
@@ -54,7 +54,7 @@ def read_pairs(path):
 def read_analogies(path):
     """word2vec's questions-words.txt: ": section" lines, then four words a line -> {section: [(a, b, c, d), ...]}."""
     sections, section = {}, None
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(text_of_file(path).splitlines(), 1):
         words = line.lower().split()
         if line.startswith(":"):
             section = sections.setdefault(line[1:].strip(), [])
