@@ -165,10 +165,12 @@ def _media_files(path, kind, text, on_error):
                     bad.append(str(error))
     elif any(file.parent != path for file in files):
         loose = [file for file in files if file.parent == path]
-        if loose:
-            raise DataError(f"{loose[0]} ({len(loose)} such in all) lies beside the subfolders, which say what their files show: move it into one")
+        why = "lies beside the subfolders, which say what their files show: move it into one"
+        if loose and on_error == "stop":
+            raise DataError(f"{loose[0]} ({len(loose)} such in all) {why}")
+        bad += [f"{file} {why}" for file in loose]
         entries = [{kind: file, "label": (label := file.relative_to(path).parts[0]), text or "text": label}
-                   for file in files]
+                   for file in files if file.parent != path]
     elif text is None:
         entries = [{kind: file} for file in files]
     elif files:
@@ -287,7 +289,7 @@ def _named_text(rows, text, kind):
         raise DataError(f'{rows.names[0]} and the others have no column "{text}" (they have {", ".join(rows.columns)}): '
                         f'say which one holds the words, such as text="{other}"')
     for name, words in zip(rows.names, rows.column(text)):
-        if not isinstance(words, str) or not words:
+        if not isinstance(words, str) or (not words and kind != "text"):                # an empty line of a text is one
             raise DataError(f'{name} has no words in "{text}", got {words!r}: give it some, or take it out of the data')
     rows.columns["text"] = rows.columns[text]
     return rows

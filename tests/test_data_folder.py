@@ -211,6 +211,23 @@ def test_a_bad_media_folder_is_one_clear_sentence(tmp_path, kind, files, words):
 
 
 @pytest.mark.parametrize("kind", MEDIA)
+def test_files_beside_the_classes_or_without_words_are_named(tmp_path, kind):
+    folder, content, end = MEDIA[kind]
+    write(tmp_path / "classes", {f"a/1.{end}": content(), f"2.{end}": content()})
+    with pytest.raises(DataError, match=rf"2\.{end} \(1 such in all\) lies beside the subfolders, which say what their files show: move it"):
+        folder(tmp_path / "classes")
+    with pytest.warns(UserWarning, match="lies beside the subfolders"):
+        assert folder(tmp_path / "classes", on_error="skip").column("label") == ["a"]
+    write(tmp_path / "told", {"metadata.csv": f"file_name,text\n1.{end},\n", f"1.{end}": content()})
+    with pytest.raises(DataError, match=f"1.{end} has no words in \"text\", got ''"):
+        folder(tmp_path / "told")
+
+
+def test_an_empty_line_of_a_text_is_one(tmp_path):
+    assert text_folder(write_parquet(tmp_path / "a.parquet", {"text": ["a", "", "b"]})).column("text") == ["a", "", "b"]
+
+
+@pytest.mark.parametrize("kind", MEDIA)
 def test_skipping_goes_without_what_is_broken_missing_or_outside(tmp_path, kind):
     folder, content, end = MEDIA[kind]
     names = [f"1.{end}", f"2.{end}", f"3.{end}", f"../4.{end}"]
