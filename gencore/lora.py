@@ -140,6 +140,11 @@ def check_strength(config, folder):
     rank, alphas = config.get("r"), [config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()]
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise CheckpointError(f"{folder / 'adapter_config.json'}: r should be a whole number of at least 1, got {rank!r:.80}")
+    for pattern in config.get("alpha_pattern") or {}:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise CheckpointError(f"{folder / 'adapter_config.json'}: alpha_pattern {pattern!r:.80} is no regular expression: {error}") from None
     for alpha in alphas:
         if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
             raise CheckpointError(f"{folder / 'adapter_config.json'}: lora_alpha and alpha_pattern should be numbers above 0, got {alpha!r:.80}")

@@ -1,6 +1,7 @@
 """Text to ids and back: byte-level BPE by the `tokenizers` library, kept as a Hub tokenizer, chat templates included.
 
 Sennrich et al. 2016 (byte pairs), Radford et al. 2019 (over bytes, so that nothing is unknown)."""
+import itertools
 import json
 import re
 from pathlib import Path
@@ -160,17 +161,11 @@ def train_bpe(texts, vocab=8192, *, specials=(END, PAD), length=None):
     engine.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(specials), show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    read = False
-
-    def noticed():
-        nonlocal read
-        for text in texts:
-            read = read or bool(text)
-            yield text
-
-    engine.train_from_iterator(noticed(), trainer)
-    if not read:
+    texts = iter(texts)
+    first = next((text for text in texts if text), None)
+    if first is None:
         raise DataError("no text to learn a tokenizer from: there is none, or every text is empty")
+    engine.train_from_iterator(itertools.chain([first], texts), trainer)
     config = {"tokenizer_class": "PreTrainedTokenizerFast",    # any other name makes transformers rebuild the splitting
               "bos_token": specials[0], "eos_token": specials[0], "unk_token": specials[0], "pad_token": specials[min(1, len(specials) - 1)],
               "clean_up_tokenization_spaces": False}

@@ -105,7 +105,8 @@ def test_an_alpha_of_some_layers_counts_as_in_peft_and_a_broken_configuration_is
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
     for change, words in (({"r": 0}, "r should be a whole number of at least 1, got 0"), ({"r": None}, "r should be"),
-                          ({"lora_alpha": "8"}, "should be numbers above 0, got '8'"), ({"alpha_pattern": {"q_proj": None}}, "got None")):
+                          ({"lora_alpha": "8"}, "should be numbers above 0, got '8'"), ({"alpha_pattern": {"q_proj": None}}, "got None"),
+                          ({"alpha_pattern": {"(": 1}}, r"alpha_pattern '\(' is no regular expression")):
         path.write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=words):
             LoRA.from_pretrained(lm, tmp_path / "adapter")

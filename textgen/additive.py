@@ -71,7 +71,7 @@ class AttentionSeq2Seq(nn.Module):
         """keep (B,S): real tokens of the source, which fill its beginning."""
         read = self.encode(source, torch.ones_like(source, dtype=torch.bool) if keep is None else keep)
         state, states, weights = read.first, [], []
-        words = self._drop(rows_of(self.embedding, target, "target"))                                                # (B, T, D)
+        words = self._drop(rows_of(self.embedding, target, "target"))                             # (B, T, D)
         for word in words.unbind(1):
             state, seen, weight = self.step(word, state, read)
             states.append(torch.cat((word, seen, state), -1))

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from gencore.check import DataError, InputError
+from gencore.check import DataError
 from gencore.decode import resting
 from gencore.tokenizer import check_characters, check_texts
 
@@ -16,8 +16,7 @@ def bits_per_byte(lm, texts, *, overlap=0.0, batch=8, limit=None):
     starts blind). limit: only so many windows of each text, evenly spread."""
     if not 0 <= overlap < 1:
         raise DataError(f"overlap should be from 0 to below 1, got {overlap}")
-    if lm.tokenizer is None:
-        raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
+    lm.check_tokenizer()
     check_texts(texts)
     bits = counted = 0.0
     with resting(lm):

@@ -143,12 +143,12 @@ class CausalLM(nn.Module):
             for _, piece in parts:
                 yield piece
 
-    def _check_tokenizer(self):
+    def check_tokenizer(self):
         if self.tokenizer is None:
             raise InputError("this model has no tokenizer: CausalLM(cfg, tokenizer), or load a folder that has one")
 
     def _settings(self, *values):
-        self._check_tokenizer()
+        self.check_tokenizer()
         return Settings(*values, compile=self.compile, quantize=self.quantize)
 
     def lowered(self):
@@ -169,7 +169,7 @@ class CausalLM(nn.Module):
         """A text, or a list of them -> Logprobs (.tokens, .values, .total), or a list: how likely each token is after those before it.
 
         The first follows the token that begins a text."""
-        self._check_tokenizer()
+        self.check_tokenizer()
         texts = as_list(text)
         with resting(self):
             scored = [logprobs_of(self.tokenizer, ids, values) for ids, values in score(self, texts)]

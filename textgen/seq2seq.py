@@ -158,8 +158,8 @@ def translated(model, texts, max_new_tokens, *, beams, length_penalty):
     if model.tokenizer is None:
         raise InputError(f"this model has no tokenizer: {type(model).__name__}(cfg, tokenizer), or load a folder that has one")
     lists = [model.tokenizer.encode(text, special=True) for text in as_list(texts)]
-    if not lists or not all(lists):
-        raise InputError("no text, or an empty one: give at least one token to read")
+    if not all(lists):
+        raise InputError("an empty text: give at least one token to read")
     source, keep = (t.to(model.embedding.weight.device) for t in right_padded(lists, model.cfg.pad))
     with resting(model):
         made = [model.tokenizer.decode(ids).strip() for ids in model.write(source, keep, beams=beams, limit=limit, length_penalty=length_penalty)]

@@ -69,7 +69,7 @@ def conversations(path, seed):
     rows = read_conversations(path)
     if "split" in rows[0]:
         return tuple([row["messages"] for row in rows if row["split"] == split] for split in ("train", "validation"))
-    return tuple(map(list, hold_out([row["messages"] for row in rows], 0.1, seed)))
+    return tuple(map(list, hold_out([row["messages"] for row in rows], min(0.1, 200 / len(rows)), seed)))
 
 
 @command
