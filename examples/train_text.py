@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from gencore.attention import AttentionConfig
-from gencore.check import InputError, command
+from gencore.check import command
 from gencore.config import override
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
@@ -60,7 +60,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=Path("runs/text"), help="run folder (default runs/text)")
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--base", "--start",                            # torchrun would take --start for its own --start-method
-                        help="a model to go on from: a shipped name, a folder, or a Hub id; its shape and tokenizer stay")
+                        help="a model to go on from: a shipped name, a folder, or a Hub id; its shape and tokenizer stay, its context grows to context=")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of TextRun, or train.<field of TrainConfig>")
     return parser.parse_intermixed_args()
@@ -81,14 +81,11 @@ def main():
     texts, held_out, what = learn_and_held_out(args.data)
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {sum(map(len, held_out)):,} held out", file=sys.stderr)
     torch.manual_seed(cfg.train.seed)
-    lm = CausalLM.from_pretrained(args.base).trainable() if args.base else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
-    if cfg.context > lm.cfg.context:
-        raise InputError(f"context={cfg.context} is longer than the {lm.cfg.context} positions of {args.base}: "
-                         f"give context={lm.cfg.context} or less")
+    lm = CausalLM.from_pretrained(args.base).trainable(cfg.context) if args.base else new(cfg, train_bpe(texts, cfg.vocab, length=cfg.context))
     ids = [token for text in texts for token in [lm.tokenizer.eos_id, *lm.tokenizer.encode(text)]]
     for block in lm.transformer.blocks:                             # of training alone: no folder says it
         block.dropout = cfg.dropout
-    print(f"{sum(p.numel() for p in lm.parameters()):,} parameters, {len(ids):,} tokens", file=sys.stderr)
+    print(f"{sum(p.numel() for p in lm.parameters()):,} parameters, {len(ids):,} tokens in windows of {cfg.context}", file=sys.stderr)
 
     def loss(model, batch, generator):
         return model.loss(batch["ids"][:, :-1], batch["ids"][:, 1:])

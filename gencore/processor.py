@@ -1,12 +1,25 @@
 """What the processor can do, asked where a kernel is chosen."""
 import functools
+import time
 
 import torch
 
 
 @functools.cache
+@torch.compiler.assume_constant_result
 def multiplies_bfloat16(kind):
-    """Whether "cpu" or "cuda" has instructions for products of bfloat16; elsewhere they are emulated, many times slower than float32."""
+    """Whether "cpu" or "cuda" multiplies bfloat16 faster than float32: for CPUs that have instructions for it, two products are timed once."""
     if kind == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and seconds(torch.bfloat16) < seconds(torch.float32)
     return kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def seconds(dtype, size=384, times=5):
+    """The fastest of a few products of two matrices of `size` rows."""
+    a = torch.ones(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(times):
+        begun = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - begun)
+    return best

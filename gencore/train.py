@@ -46,7 +46,7 @@ class TrainConfig:
     weight_decay: float = 0.1       # decoupled; not on norms and biases
     clip: float | None = 1.0        # largest gradient norm; None = no clipping
     ema: float | None = None        # decay of the running average that is exported; None = the weights themselves
-    precision: str = "float32"      # "float32"; "bf16": autocast over float32 weights; "auto": bf16 where the processor multiplies it
+    precision: str = "float32"      # "float32"; "bf16": autocast over float32 weights; "auto": bf16 where the processor is faster by it
     eval_every: int = 0             # steps between evaluations and samples; 0 = only at the end
     save_every: int = 500           # steps between checkpoints; 0 = only at the end
     seed: int = 0                   # of dropout, noise and everything else that fit draws

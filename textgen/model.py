@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import head_sizes
-from gencore.check import InputError, dims, floating, nearest, present, seeds_of
+from gencore.check import InputError, dims, floating, nearest, present, seeds_of, whole
 from gencore.checkpoint import naming, read_json, resolve, save_folder, tensor_shapes
 from gencore.config import Positive, Size, check_fields, check_ids, check_values
 from gencore.decode import CompiledStep, column_major, resting
@@ -21,6 +21,7 @@ from gencore.masks import documents as of_documents
 from gencore.positions import restarting
 from gencore.recipe import Recipe, ReplayError, lasting_name, made_with, register
 from gencore.step_linear import step_linears
+from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig
 from textgen.folders import files_of, layout_of, read_state, tokenizer_of
 from textgen.run import Trace
@@ -175,13 +176,23 @@ class CausalLM(nn.Module):
             scored = [logprobs_of(self.tokenizer, ids, values) for ids, values in score(self, texts)]
         return scored[0] if isinstance(text, str) else scored
 
-    def trainable(self):
-        """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding."""
+    def trainable(self, context=None):
+        """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding.
+
+        context: tokens of its windows, more than now with rotary positions alone, which go on; the farther ones are still to be learnt."""
         if self.quantize:
             raise InputError(f"{self.quantize} weights are for generating: train the model that was loaded without quantize")
         if any(".base_layer." in name for name, _ in self.named_parameters()):
             raise InputError("this model has an adapter in it: go on from LoRA.merged()")
-        lm = CausalLM(self.cfg, self.tokenizer)
+        cfg, tokenizer = self.cfg, self.tokenizer
+        if context is not None and whole("context", context, 1) > cfg.context:
+            if cfg.learned_positions:
+                raise InputError(f"context={context} is longer than this model's table of {cfg.context} positions: "
+                                 f"give context={cfg.context} or less")
+            cfg = replace(cfg, context=context)
+            if tokenizer is not None:
+                tokenizer = Tokenizer(tokenizer.engine, {**tokenizer.config, "model_max_length": context})
+        lm = CausalLM(cfg, tokenizer)
         lm.load_state_dict(self.state_dict())
         return lm
 
