@@ -60,7 +60,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=Path("runs/text"), help="run folder (default runs/text)")
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--base", "--start",                            # torchrun would take --start for its own --start-method
-                        help="a model to go on from: a shipped name, a folder, or a Hub id; its shape and tokenizer stay, its context grows to context=")
+                        help="a model to go on from: a shipped name, a folder, or a Hub id; shape and tokenizer stay, its context grows")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of TextRun, or train.<field of TrainConfig>")
     return parser.parse_intermixed_args()
