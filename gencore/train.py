@@ -65,6 +65,7 @@ class Work:
     accelerator: object
     config: TrainConfig
     run: Run
+    home: torch.device              # where the caller had the model
     ema: EMA | None = None
     step: int = 0                   # steps done
     cpu_seconds: float = 0.0        # of this run's earlier parts
@@ -82,13 +83,16 @@ class Work:
 
     @contextmanager
     def ready(self):
-        """While open, the model is as it will be used: averaged weights, eval mode, no gradients."""
+        """While open, the model is as it will be used: averaged weights, eval mode, no gradients, on the device that its caller had it on."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         with torch.no_grad(), (self.ema.applied(self.model) if self.ema else nullcontext()):
-            yield
-        for module in training:
-            module.training = True
+            try:
+                yield self.model.to(self.home)
+            finally:
+                self.model.to(self.accelerator.device)
+                for module in training:
+                    module.training = True
 
 
 class Objective(nn.Module):
@@ -104,8 +108,9 @@ class Objective(nn.Module):
 
 
 def fit(model, loss, data, config, *, run, optimizer=make_optimizer):
-    """Trains `model` in place and returns it (with the averaged weights when config.ema is set).
+    """Trains `model` in place and returns it (with the averaged weights when config.ema is set), on the device that it came on.
 
+    The training itself runs on the accelerator, where there is one. The run's evaluate, sample and export find the model where it came from.
     loss(model, batch, generator) -> (sum over targets, how many); data.batch(step, rank, world) -> dict of tensors.
     optimizer(model, config) -> Optimizers."""
     threads = torch.get_num_threads()
@@ -146,7 +151,7 @@ def train(work, data, stop):
             bar.set_postfix(loss=f"{value:.3f}", lr=f"{row['lr']:.1e}", refresh=False)
             pace.tell(row["seconds"])
             if due(work.step, config.eval_every, config.steps):
-                row |= evaluate(work)
+                row |= evaluated(work, row)
             if accelerator.is_main_process:
                 append_metrics(work.run, row)
             saving = due(work.step, config.save_every, config.steps) or stopping
@@ -228,6 +233,17 @@ def bad_rows(work, data):
     return [name for i in bad for name in list(names)[i * size:(i + 1) * size]]
 
 
+def evaluated(work, row):
+    """`evaluate`; where the run's own function fails, what was learnt is saved first, and a resumed run goes on behind it."""
+    try:
+        return evaluate(work)
+    except Exception:
+        if work.accelerator.is_main_process:
+            append_metrics(work.run, row)
+        save(work)
+        raise
+
+
 def evaluate(work):
     """Figures of the model that would be exported; samples go to samples/."""
     figures = {}
@@ -272,7 +288,7 @@ def new_accelerator():
 
 def start(model, loss, config, *, run, optimizer):
     """A new Work, or the one of the newest checkpoint when run.resume is set."""
-    accelerator = new_accelerator()
+    accelerator, home = new_accelerator(), device_of(model)
     if str(accelerator.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise ConfigError("fit() keeps whole weights on every process: launch it with DDP (accelerate launch --multi_gpu), not with shards")
     seed_all(config.seed, 0, accelerator.process_index)
@@ -285,7 +301,7 @@ def start(model, loss, config, *, run, optimizer):
         load_weights(model, state["model"], run)
     objective, *parts = accelerator.prepare(Objective(model, loss).train(), *optimizer(model, config).parts)
     ema = EMA(model, config.ema) if config.ema else None
-    work = Work(model, objective, Optimizers(parts), accelerator, config, run, ema)
+    work = Work(model, objective, Optimizers(parts), accelerator, config, run, home, ema)
     if accelerator.is_main_process:
         run.path().mkdir(parents=True, exist_ok=True)
     if state:
@@ -352,7 +368,11 @@ def finish(work):
     work.accelerator.wait_for_everyone()
     if work.ema:
         work.ema.copy_to(work.model)
-    return work.model.eval()
+    return work.model.eval().to(work.home)
+
+
+def device_of(model):
+    return next(model.parameters()).device
 
 
 def raise_stopped(work, code):

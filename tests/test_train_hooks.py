@@ -1,0 +1,39 @@
+"""What the training loop owes the functions of its run: a model where its caller had it, and a checkpoint when they fail."""
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.test_train import HARD, PLAIN, Toy, equal, loss, metrics, toy_fit
+
+
+def test_what_was_learnt_is_saved_before_an_evaluation_that_fails(tmp_path):
+    def evaluate(model):
+        if int(model.seen) == 4:
+            raise ValueError("no such word")
+        return {}
+
+    class Counted(Toy):
+        seen = property(lambda self: len(metrics(tmp_path)) + 1)                    # rows of the steps before this one, and this one
+
+    config = replace(HARD, steps=6, eval_every=2, save_every=6)
+    with pytest.raises(ValueError, match="no such word"):
+        toy_fit(tmp_path, config, model=Counted(), evaluate=evaluate)
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
+    resumed = toy_fit(tmp_path, config, resume=True)
+    assert equal(resumed, toy_fit(tmp_path / "unbroken", config))
+
+
+def test_hooks_find_the_model_where_it_came_from_and_training_where_the_accelerator_is(tmp_path, monkeypatch):
+    class Moved(Toy):
+        where = "cpu"
+
+        def to(self, device):
+            self.where = str(device)                                                # a stand-in: there is no accelerator here
+            return self
+
+    monkeypatch.setattr("gencore.train.device_of", lambda model: torch.device("meta"))
+    seen = []
+    told = lambda model, batch, generator: (seen.append(model.where), loss(model, batch, generator))[1]
+    model = toy_fit(tmp_path, replace(PLAIN, steps=2, eval_every=1), model=Moved(), loss=told, evaluate=lambda m: {"home": m.where == "meta"})
+    assert seen == ["cpu", "cpu"] and [row["home"] for row in metrics(tmp_path)] == [1, 1] and model.where == "meta"
