@@ -47,6 +47,10 @@ class Plan:
 
     def __post_init__(self):
         step = math.lcm(SIDE, AutoencoderConfig(self.channels, latent=self.latent).shrink * self.transformer.patch)
+        if self.prompts.accumulate > 1:
+            raise ConfigError(f"prompts.accumulate should be 1, got {self.prompts.accumulate}: captions are told from the others of their batch")
+        if self.shown < 1:
+            raise ConfigError(f"shown should be at least 1, got {self.shown}")
         if self.size < step or self.size % step:
             raise ConfigError(f"size should be a multiple of {step} (of the picture tower's {SIDE} and of a patch of latents), got {self.size}")
 
@@ -78,9 +82,11 @@ def train(plan, data, captions, args):
     tokenizer = train_prompt_tokenizer(captions, min(3000, 300 + len({w for c in captions for w in c.split()})), length=48)
     cfg = AutoencoderConfig(plan.channels, latent=plan.latent, size=plan.size)
     autoencoder = train_autoencoder(Autoencoder(cfg), data, plan.autoencoding, run=run("autoencoder", sample=rebuilt))
+    torch.manual_seed(1)                                               # anew for each part: one that was stopped between two ends alike
     encoder = TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"]))
     alignment = train_prompts(Alignment(encoder, PictureTower()), tokenizer, data, plan.prompts, run=run("prompts"))
     sizes = [f"channels={plan.latent}", f"out_channels={plan.latent}", f"size={plan.size // cfg.shrink}", f"captions={plan.words.width}"]
+    torch.manual_seed(2)
     painter = Painter(DiT(override(plan.transformer, sizes)), alignment.encoder, autoencoder)
     shown = [captions[i] for i in np.linspace(0, len(captions) - 1, plan.shown).astype(int)]
 

@@ -169,6 +169,10 @@ def _media_files(path, kind, text, on_error):
         if loose and on_error == "stop":
             raise DataError(f"{loose[0]} ({len(loose)} such in all) {why}")
         bad += [f"{file} {why}" for file in loose]
+        if min(len(file.relative_to(path).parts) for file in files if file.parent != path) > 2:
+            tops = sorted({file.relative_to(path).parts[0] for file in files})
+            raise DataError(f"{path}: its files lie two folders deep, in {', '.join(tops):.80}: name one as the split, or give the folder that holds "
+                            "those of the classes")
         entries = [{kind: file, "label": (label := file.relative_to(path).parts[0]), text or "text": label}
                    for file in files if file.parent != path]
     elif text is None:
@@ -212,7 +216,10 @@ def _beside(table, number, entry):
         raise DataError(f"{table} line {number} has no file_name (it has {', '.join(map(str, entry))})")
     file = table.parent / name
     try:
-        inside, there = file.resolve().is_relative_to(table.parent.resolve()), file.is_file()
+        home, real = table.parent.resolve(), file.resolve()
+        blobs = [parent / "blobs" for parent in home.parents]                       # the files of a snapshot in the Hub's cache are links to there
+        linked = ".." not in Path(name).parts and any(map(real.is_relative_to, blobs))
+        inside, there = real.is_relative_to(home) or linked, file.is_file()
     except (OSError, ValueError, RuntimeError) as error:                            # too long, a NUL, half a character, links in a circle
         raise DataError(f"{table} line {number}: file_name should be the name of a file, got {name!r:.80} "
                         f"({getattr(error, 'strerror', None) or error})") from error
@@ -319,9 +326,15 @@ def _parquets(path):
 
 
 def _files(path, suffixes):
-    """Files below `path` with one of these suffixes, sorted by path; hidden ones are left alone."""
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
-                  and not any(part.startswith(".") for part in file.relative_to(path).parts))
+    """Files below `path`, in linked folders too, with one of these suffixes, sorted by path; hidden ones are left alone."""
+    found, seen = [], set()
+    for folder, below, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = [] if real in seen else [name for name in below if not name.startswith(".")]       # links in a circle
+        if real not in seen:
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(file for file in found if file.suffix.lower() in suffixes and file.is_file())
 
 
 def _not_empty(rows, path, kind, bad):

@@ -26,7 +26,7 @@ class Int4Linear(nn.Module):
         self.bias, self.out_features = linear.bias, linear.out_features
 
     def forward(self, x):
-        rows = x.flatten(0, -2).bfloat16()                                                # (R, I)
+        rows = x.flatten(0, -2).bfloat16().contiguous()                                   # (R, I)
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales)
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias

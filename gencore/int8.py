@@ -1,6 +1,7 @@
 """Linear layers with 8-bit weights for generating on a CPU: torch's own dynamic kernels, and in compiled steps a fused product.
 
 Weights are int8 by row. The dynamic kernels quantise activations as they come, one scale a call; the fused product takes them as they are."""
+import copy
 import warnings
 
 import torch
@@ -21,9 +22,9 @@ class Int8Linear(nn.Module):
             warnings.simplefilter("ignore")                                           # torch.ao is deprecated, its kernels are not
             from torch.ao.nn.quantized.dynamic import Linear
             from torch.ao.quantization import per_channel_dynamic_qconfig
+            linear = copy.deepcopy(linear).float()                                    # the kernels' biases are float32
             linear.qconfig = per_channel_dynamic_qconfig
             self.packed = Linear.from_float(linear)._packed_params._packed_params
-            del linear.qconfig
         weight, self.bias = torch.ops.quantized.linear_unpack(self.packed)
         self.register_buffer("weight", weight.int_repr())                             # (O, I) int8, for compiled steps
         self.register_buffer("scales", weight.q_per_channel_scales().float())         # (O,)

@@ -69,6 +69,9 @@ def ranks_of(network, targets, rank, known):
     whole("rank", rank, 1)
     if not targets or not set(targets) <= set(known):
         raise InputError(f"targets should be some of {', '.join(known)}, got {targets!r}")
+    here = {name.rpartition(".")[2] for name in linears(network)}
+    if targets != known and not set(targets) <= here:
+        raise InputError(f"targets should be matrices of this model, {', '.join(kind for kind in known if kind in here)}, got {targets!r}")
     return {name: rank for name in linears(network) if name.rpartition(".")[2] in targets}
 
 

@@ -31,6 +31,7 @@ class Run:
     evaluate: Callable | None = None     # model -> {"name": number}, under no_grad, in eval mode
     sample: Callable | None = None       # (model, folder, step) writes samples into the folder
     card: dict = field(default_factory=dict)    # heading -> text for the model card: "Data", "Licence", "Command", ...
+    plan: dict = field(default_factory=dict)    # what else a resumed run goes on under, beside its TrainConfig: name -> plain value
     progress: bool = True                # False silences bar and messages
 
     def path(self, *names):

@@ -41,7 +41,7 @@ def ddpm(denoise, x, levels, generator, *, path=VP, clip=None):
     """Any path: the ancestral chain with fresh noise at each step (Ho et al. 2020, eq. 7); generator: one, or one for each row.
 
     Its variance is the posterior's, unless `denoise` says (data, share), share a tensor or a number from 0 to 1: then as far as that on the way
-    from there, by logarithms, to all the noise that this step takes away (Nichol & Dhariwal 2021, eq. 15)."""
+    from there, by logarithms, to all the noise that this step takes away (Nichol & Dhariwal 2021, eq. 15). Into 0 the posterior has none."""
     for now, after in pairs(levels):
         (alpha, sigma), (alpha_after, sigma_after) = path.scales(now), path.scales(after)
         said = denoise(x, now)
@@ -49,7 +49,7 @@ def ddpm(denoise, x, levels, generator, *, path=VP, clip=None):
         kept = alpha / alpha_after                                            # x_now = kept * x_after + fresh noise
         fresh = sigma ** 2 - (kept * sigma_after) ** 2
         x = (kept * sigma_after ** 2 * x + alpha_after * fresh * clipped(data, clip)) / sigma ** 2
-        if after > 0:
+        if after > 0 or isinstance(said, tuple):
             deviation = fresh ** 0.5 * (sigma_after / sigma) ** (1 - share)
             x = x + deviation * noise_like(x, generator)
         yield x

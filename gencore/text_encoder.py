@@ -89,6 +89,8 @@ def encode_prompts(tokenizer, prompts, length):
     """Texts -> (ids (B,T) long, keep (B,T) bool, which prompts were cut); T is the longest prompt's, at most `length`."""
     if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
         raise InputError(f"expected a list of texts, got {type(prompts).__name__}")
+    if tokenizer.pad_id is None:
+        raise InputError("this tokenizer has no padding token: name one as pad_token in tokenizer_config.json")
     rows = [tokenizer.encode(text.strip(), special=True) for text in prompts]
     cut = [i for i, row in enumerate(rows) if len(row) > length]
     rows = [row if len(row) <= length else row[:length - 1] + row[-1:] for row in rows]

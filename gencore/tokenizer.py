@@ -26,6 +26,7 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 TEMPLATE_BYTES = 400_000
+BERT_ROLES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 SPECIAL_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "cls_token", "sep_token")
 
 
@@ -136,8 +137,12 @@ class Tokenizer:
             engine = Engine.from_file(str(path))
         except Exception as error:                             # the library raises bare Exception
             raise CheckpointError(f"{path} can't be read: {error}") from error
-        config = read_json(config_path) if belongs(config_path) else {}
+        config, said = (read_json(path) if belongs(path) else {} for path in (config_path, folder / "special_tokens_map.json"))
+        of_class = BERT_ROLES if type(engine.model).__name__ == "WordPiece" else {}
         for role in SPECIAL_ROLES:
+            token = said.get(role) or of_class.get(role)      # older folders say roles beside the configuration, or leave them to the class
+            if config.get(role) is None and token and engine.token_to_id(str(_content(token))) is not None:
+                config[role] = token
             if not isinstance(_content(config.get(role)), (str, type(None))):
                 raise CheckpointError(f'{config_path}: field "{role}" should be a token, got {config[role]!r:.80}')
         if belongs(template):

@@ -264,7 +264,7 @@ def evaluate(work):
 def save(work):
     """Writes a whole checkpoint: exported files and the training state."""
     if work.accelerator.is_main_process:
-        state = {"step": work.step, "config": to_dict(work.config), "model": work.model.state_dict(),
+        state = {"step": work.step, "config": to_dict(work.config), "plan": work.run.plan, "model": work.model.state_dict(),
                  "optimizer": work.optimizer.state_dict(), "ema": work.ema.state_dict() if work.ema else None, "cpu_seconds": work.used()}
         save_checkpoint(work.run, work.step, export(work), state)
         work.run.path("README.md").write_text(model_card(work.run, to_dict(work.config), work.used()), encoding="utf-8")
@@ -297,7 +297,7 @@ def start(model, loss, config, *, run, optimizer):
         step, _ = checkpoints(run)[-1]
         raise ConfigError(f"{run.folder} already holds a run at step {step}: resume it (resume=True, --resume) or choose another folder")
     if state:
-        check_same_config(state["config"], to_dict(config), run)
+        check_same_config(state["config"] | state.get("plan", run.plan), to_dict(config) | run.plan, run)
         load_weights(model, state["model"], run)
     objective, *parts = accelerator.prepare(Objective(model, loss).train(), *optimizer(model, config).parts)
     ema = EMA(model, config.ema) if config.ema else None

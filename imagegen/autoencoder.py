@@ -199,7 +199,8 @@ class Autoencoder(nn.Module):
     def standardise(self, mean, std):
         """Folds z -> (z - mean) / std, both (C,), into the 1x1 convolutions: from now on latents have mean 0 and spread 1."""
         C = self.cfg.latent
-        scale, shift = torch.ones(2 * C), torch.zeros(2 * C)
+        mean, std = mean.to(self.quant_conv.weight), std.to(self.quant_conv.weight)
+        scale, shift = mean.new_ones(2 * C), mean.new_zeros(2 * C)
         scale[:C], shift[:C], shift[C:] = 1 / std, -mean / std, -2 * std.log()      # the log-variance moves along
         self.quant_conv.weight.mul_(scale[:, None, None, None])
         self.quant_conv.bias.mul_(scale).add_(shift)

@@ -82,6 +82,7 @@ class Diffusion:
         device = next(self.denoiser.parameters()).device
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(plan.shape, generator=own) for own in generators]).to(device)
+        x = noise                                                          # where the only step goes nowhere
         for x in self.way(noise, numbers.to(device), generators, plan):
             tick()
         return self.decode(x)
@@ -196,8 +197,8 @@ def denoiser_of(schedule, says, told, *, ancestral):
             return s ** 2 / total ** 2 * x + level * s / total * says(x / total, told[float(level)])[0]
         predicted, variance = says(x, told[float(level)])
         data = data_from(schedule.predicts, predicted, x, schedule.mixture.scales(level))
-        if not ancestral or schedule.variance == "small" or (schedule.variance is None and variance is None):
-            return data
+        if not ancestral or schedule.variance == "small" or (schedule.variance is None and variance is None) or told[float(level)] == 0:
+            return data                                                    # from the least noisy step of training diffusers adds none
         return data, 1.0 if schedule.variance == "large" else (variance + 1) / 2
 
     return denoise
@@ -235,7 +236,8 @@ def class_numbers(labels, names, classes):
     given = labels if isinstance(labels, (list, tuple)) else [labels]
     if not given:
         raise InputError("labels is empty: give at least one")
-    known = {word.strip(): number for number, name in enumerate(names) for word in (*name.split(","), name)}
+    known = {word.strip(): number for number, name in enumerate(names) for word in name.split(",")}
+    known |= {name: number for number, name in enumerate(names)}                           # a whole name before another's part
     numbers = []
     for label in given:
         number = known.get(label) if isinstance(label, str) else label

@@ -99,6 +99,8 @@ def check_saved(denoiser, schedule):
     if not isinstance(denoiser, ClassDiT):
         if learned and schedule.sampler != "ddpm":
             raise ConfigError('a U-Net that says a variance is drawn by "ddpm" alone in diffusers: choose schedule.sampler="ddpm"')
+    elif denoiser.cfg.classes > NULL and denoiser.cfg.positions != "rotary":
+        raise ConfigError(f"DiTPipeline knows {NULL} classes, and takes the next for none of them: this model has {denoiser.cfg.classes}")
     elif (schedule.path, schedule.sampler) == ("flow", "euler"):
         raise ConfigError('DiTPipeline can\'t go by "euler" on the path "flow": choose schedule.sampler="dpm_solver"')
     elif learned and schedule.sampler == "ddpm" and schedule.variance not in ("small", "large"):

@@ -53,10 +53,17 @@ def labelled_pictures(folder, size, channels, *, split=None, need=False):
     for name, label in zip(rows.names, found):
         if not isinstance(label, (str, int, float)):
             raise DataError(f"{name}: its label should be a name or a number, got {label!r:.80}")
-    names = sorted(set(found), key=lambda label: (isinstance(label, str), label))                # numbers by their size
+    names = sorted(set(found), key=by_size)
     if len({str(name) for name in names}) < len(names):
         raise DataError(f"{folder} has labels that are a number in one place and the same as a word in another, of {names!r:.80}: make them agree")
     return Labelled(pixels, torch.tensor([names.index(label) for label in found]), tuple(map(str, names)))
+
+
+def by_size(label):
+    """Numbers come first and by their size, then words that are numbers, likewise, then the others."""
+    if not isinstance(label, str):
+        return 0, label, ""
+    return (1, int(label), label) if label.isdecimal() else (2, 0, label)
 
 
 def digit_pictures(size, channels=1):

@@ -42,7 +42,7 @@ class PainterLoRA:
 
     def merged(self):
         """-> a TextToImage whose own weights are W + scale * B A; this one stays as it is."""
-        transformer = DiT(self.adapter.network.cfg)
+        transformer = DiT(self.adapter.network.cfg).to(next(self.adapter.network.parameters()).device)
         transformer.load_state_dict(self.adapter.merged_state())
         return another(self.painter, transformer.requires_grad_(False))
 

@@ -1,6 +1,7 @@
 """Noise schedules: how much noise there is at each step, what a network says there, and the same as diffusers' scheduler_config.json, both ways.
 
 Three paths (gencore/diffusion.py): the discrete chain of Ho et al. 2020 ("vp"), flow matching ("flow"), Karras et al. 2022 ("ve")."""
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,7 +72,9 @@ class Schedule:
         return vp_levels(cosine_betas(self.count) if betas is None else betas(self.count, self.low, self.high))
 
     def levels(self, steps, sampler=None):
-        """steps -> (levels (S+1,) falling, what the network is told at them (S,)), those of diffusers' scheduler of the same name."""
+        """steps -> (levels (S+1,) falling, what the network is told at them (S,)), those of diffusers' scheduler of the same name.
+
+        "ddim" goes from each to the next; diffusers' to count // steps below, which is another where "linspace" or "trailing" steps are uneven."""
         sampler = sampler or self.sampler
         check_steps(steps)
         if self.path == "flow":
@@ -120,6 +123,7 @@ SOLVER = {"algorithm_type": ("dpmsolver++",), "solver_order": (2,), "solver_type
           "euler_at_final": (False,), "final_sigmas_type": ("zero",), "thresholding": (False,), "trained_betas": (None,),
           "use_karras_sigmas": (False, None), "use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None),
           "use_lu_lambdas": (False, None), "variance_type": (None,), "use_dynamic_shifting": (False,), "rescale_betas_zero_snr": (False,)}
+UNCLIPPED = {"lambda_min_clipped": (None, -math.inf)}
 FLOW_EULER = {"num_train_timesteps": (1000,), "use_dynamic_shifting": (False,), "invert_sigmas": (False,), "shift_terminal": (None,),
               "use_karras_sigmas": (False, None), "use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None),
               "stochastic_sampling": (False,)}
@@ -161,7 +165,7 @@ def to_schedule(config):
         raise ConfigError(f"_class_name should be one of {', '.join(sorted(set(NAMES.values())))}, got {name!r:.80}: "
                           "any other scheduler of diffusers can be given as sampler=")
     sampler = known[name]
-    expect_fields(config, SOLVER if sampler == "dpm_solver" else CHAIN, name)
+    expect_fields(config, SOLVER | UNCLIPPED if sampler == "dpm_solver" else CHAIN, name)
     defaults = {"beta_schedule": "linear", "timestep_spacing": "linspace" if sampler == "dpm_solver" else "leading"}
     fields = {ours: (defaults | config)[theirs] for theirs, ours in FIELDS if theirs in defaults | config} | {"sampler": sampler}
     fields["predicts"] = one_of(config, "prediction_type", {theirs: ours for ours, theirs in PREDICTIONS.items()}, "epsilon")

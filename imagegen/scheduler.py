@@ -1,6 +1,8 @@
 """Any scheduler of diffusers in the place of our samplers."""
 import inspect
 import json
+import math
+from contextlib import contextmanager
 
 from gencore.check import InputError, whole
 from imagegen.schedule import PREDICTIONS, to_scheduler
@@ -14,17 +16,25 @@ class Scheduler:
 
     def way(self, says, noise, steps, generators):
         """says(x, t) -> (prediction, variance or None); noise (B,...) -> yields the way to the sample."""
-        try:
+        with taking(self.kind, f"its configuration with {steps} steps"):
             scheduler = self.kind.from_config(self.config)
             scheduler.set_timesteps(steps)
-        except (ValueError, TypeError, NotImplementedError, LookupError, ImportError) as error:
-            raise InputError(f"diffusers' {self.kind.__name__} does not take its configuration with {steps} steps: {error}") from error
         noisy = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         learned, x = self.config.get("variance_type") in ("learned", "learned_range"), noise * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:
             said = says(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t)
-            x = scheduler.step(_joined(*said) if learned else said[0], t, x, **noisy).prev_sample
+            with taking(self.kind, "what this model says"):
+                x = scheduler.step(_joined(*said) if learned else said[0], t, x, **noisy).prev_sample
             yield x
+
+
+@contextmanager
+def taking(kind, what):
+    """One sentence for what a scheduler raises where it does not take something."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, NotImplementedError, LookupError, ImportError) as error:
+        raise InputError(f"diffusers' {kind.__name__} does not take {what}: {error}") from error
 
 
 def _joined(predicted, variance):
@@ -41,16 +51,21 @@ def scheduler_of(given, schedule):
     if isinstance(given, type):
         flow = {"shift": schedule.shift, "flow_shift": schedule.shift, "use_flow_sigmas": True, "prediction_type": PREDICTIONS[schedule.predicts]} \
             if schedule.path == "flow" else {}
-        given = named.from_config(to_scheduler(schedule) | flow)
-    config = dict(given if isinstance(given, dict) else given.config)
-    config = {field: json.loads(json.dumps(value, default=list)) for field, value in config.items() if field[0] != "_"}
+        with taking(named, "what this model's schedule says"):
+            given = named.from_config(to_scheduler(schedule) | flow)
+    config, known = dict(given if isinstance(given, dict) else given.config), inspect.signature(named.__init__).parameters
+    config = {field: json.loads(json.dumps(value, default=list)) for field, value in config.items()
+              if field in known and value != -math.inf}                                    # lambda_min_clipped's default, which JSON has no word for
     check_fits(named.__name__, config, schedule)
     return Scheduler(named, config)
 
 
 def check_fits(name, config, schedule):
     """InputError for a scheduler that walks another path than the model has learnt, or takes what it says for something else."""
-    path = "ve" if "sigma_data" in config else "flow" if "FlowMatch" in name or config.get("use_flow_sigmas") else "vp"
+    path = "ve" if "sigma_data" in config else "flow" if "FlowMatch" in name or config.get("use_flow_sigmas") else \
+        "vp" if "beta_schedule" in config else None
+    if path is None:
+        raise InputError(f"diffusers' {name} names neither betas nor a flow nor EDM's deviation: there is no telling whether it fits this model")
     if path != schedule.path:
         raise InputError(f'this model goes the path "{schedule.path}", {name} goes "{path}": give another scheduler, or its class')
     wanted = PREDICTIONS.get(schedule.predicts, "epsilon")                                 # EDM's preconditioning is called so there

@@ -2,7 +2,6 @@
 import copy
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -203,28 +202,6 @@ def test_a_trainable_copy_has_the_weights_and_leaves_the_model_alone(lm):
     with torch.no_grad():
         copy.head.weight.zero_()
     assert lm(ids).abs().max() > 0 and copy.tokenizer is lm.tokenizer
-
-
-def test_a_trainable_copy_reads_longer_windows_when_asked(lm, tmp_path):
-    text, ids = "the rain fell on the old town. " * 5, torch.arange(3, 60)[None]
-    wider = lm.trainable(context=96)
-    torch.testing.assert_close(wider(ids), lm(ids))
-    wider.save_pretrained(tmp_path)
-    opened = CausalLM.from_pretrained(tmp_path)
-    assert opened.cfg.context == opened.tokenizer.config["model_max_length"] == 96 and lm.cfg.context == 48
-    with pytest.raises(InputError, match="the model reads 48: score it in parts"):
-        lm.logprobs(text)
-    assert len(opened.logprobs(text).values) == len(opened.tokenizer.encode(text)) > 48
-    assert lm.trainable(context=8).cfg == lm.cfg and "model_max_length" not in lm.tokenizer.config
-    with pytest.raises(InputError, match="context should be a whole number of at least 1, got 0"):
-        lm.trainable(context=0)
-
-
-def test_a_table_of_positions_cannot_grow():
-    table = CausalLM(CausalLMConfig(vocab=8, context=48, transformer=replace(STACK, rotary=None), learned_positions=True))
-    assert table.trainable(context=48).cfg == table.cfg
-    with pytest.raises(InputError, match="context=49 is longer than this model's table of 48 positions: give context=48 or less"):
-        table.trainable(context=49)
 
 
 def test_training_mode_comes_back(lm):

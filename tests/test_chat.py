@@ -204,8 +204,9 @@ def test_long_conversations_are_cut_before_a_users_turn(chat):
 def test_conversations_are_read_from_json_lines_and_parquet(tmp_path):
     import pyarrow
     import pyarrow.parquet
-    rows = [{"messages": TALK, "split": "train"}, {"messages": TALK[1:3], "split": "validation"}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
+    odd = [{"role": "user", "content": "one\u2028two\u0085three"}, TALK[2]]               # which are no ends of lines in JSON
+    rows = [{"messages": TALK, "split": "train"}, {"messages": odd, "split": "validation"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert read_conversations(tmp_path / "a.jsonl") == rows == read_conversations(tmp_path / "a.parquet")
     for content, words in ((b"", "holds no conversation"), (b"{", "can't be read as rows of JSON"), (b"\xff", "can't be read as rows"),

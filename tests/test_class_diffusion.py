@@ -5,12 +5,15 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 from tiny_diffusion import CLASSES, coder, tiny_dit, tiny_unet
 
 import gencore
 from gencore.check import CheckpointError, ConfigError, InputError
 from imagegen import Diffusion
-from imagegen.diffusion_files import diffusion_files, is_passing_through, padded, without_padding
+from imagegen.diffusion import class_numbers
+from imagegen.diffusion_files import check_saved, diffusion_files, is_passing_through, padded, without_padding
+from imagegen.labelled import labelled_pictures
 from imagegen.schedule import Schedule, to_schedule, to_scheduler
 from imagegen.tiny_autoencoder import passes_through
 
@@ -31,7 +34,7 @@ def test_a_picture_is_the_same_alone_and_in_a_list_also_where_noise_is_fresh(sav
         assert (together[0] - together[2]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("sampler", ["ddpm", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"])
 def test_a_recipe_makes_it_again(saved, sampler, tmp_path):
     import diffusers
     pictures = saved(["star", "heart"], steps=4, guidance=2.0, guidance_interval=(0.3, 0.8), size=(16, 24), seed=7,
@@ -126,6 +129,36 @@ def test_empty_classes_are_written_for_dit_pipeline_and_left_out_again():
     assert without_padding(tiny_dit()).cfg == tiny_dit().cfg
 
 
+@pytest.mark.parametrize("schedule, names", [
+    (Schedule("ve", "edm", "euler"), ("DDPMScheduler", "EulerDiscreteScheduler", "PNDMScheduler")),
+    (Schedule("flow", "velocity", "dpm_solver"), ("DDIMScheduler", "HeunDiscreteScheduler", "IPNDMScheduler", "EDMEulerScheduler")),
+    (Schedule(), ("IPNDMScheduler", "FlowMatchEulerDiscreteScheduler", "KarrasVeScheduler", "RePaintScheduler"))])
+def test_schedulers_of_another_path_are_one_sentence_by_class_too(schedule, names):
+    import diffusers
+    model = Diffusion(tiny_unet(), schedule=schedule)
+    for name in names:
+        with pytest.raises(InputError, match=f"{name} (goes|names|does not take)"):
+            model(1, steps=3, seed=0, sampler=getattr(diffusers, name))
+
+
+def test_a_whole_name_comes_before_a_part_of_another_and_numerals_by_their_size(tmp_path):
+    assert class_numbers(["crane", "bird"], ("crane", "crane, bird"), 2) == [0, 1]
+    for name in ("10", "9", "a", "1"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "x.png")
+    assert labelled_pictures(tmp_path, 4, 1).names == ("1", "9", "10", "a")
+
+
+def test_more_classes_than_dit_pipeline_knows_are_not_saved():
+    with pytest.raises(ConfigError, match="DiTPipeline knows 1000 classes, and takes the next for none of them: this model has 1001"):
+        check_saved(tiny_dit(classes=1001), Schedule())
+
+
+def test_one_step_that_stays_where_it_is_draws(tmp_path):
+    model = Diffusion(tiny_unet(), schedule=Schedule(to_data=False))
+    assert model(1, steps=1, seed=0, output_type="pt").isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_autoencoder_that_hands_pixels_through(dtype):
     model, pixels = passes_through(3), torch.rand(2, 3, 5, 7) * 2 - 1
@@ -171,6 +204,7 @@ def test_defaults_of_diffusers_are_read_as_they_are_meant():
     ({"_class_name": "DDIMScheduler", "thresholding": True}, "thresholding"),
     ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "learned_range"),
     ({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}, "betas"), ({"_class_name": "DDIMScheduler", "num_train_timesteps": 0}, "count"),
+    ({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1}, "lambda_min_clipped"),
     ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order"), ({"_class_name": "EDMEulerScheduler", "rho": 5}, "rho"),
 ])
 def test_schedules_that_are_not_walked_here_are_named(config, words):

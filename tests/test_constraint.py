@@ -43,7 +43,8 @@ def test_log_probabilities_are_those_without_the_constraint(lm):
     assert text == "athe" and text.logprobs.total < -5                                    # the only text that it may say, likely or not
 
 
-@pytest.mark.parametrize("constraint, words", [("(", "constraint: "), ({"type": "nonsense"}, "constraint: "), (7, "constraint should be")])
+@pytest.mark.parametrize("constraint, words", [("(", "constraint: "), ({"type": "nonsense"}, "constraint: "), (7, "constraint should be"),
+                                               ({"a": {1}}, "constraint: "), ("a\ud800", "constraint: ")])
 def test_what_is_no_constraint_is_said(lm, constraint, words):
     with pytest.raises(InputError, match=words):
         lm.generate("a", constraint=constraint)

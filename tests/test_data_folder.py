@@ -223,6 +223,26 @@ def test_files_beside_the_classes_or_without_words_are_named(tmp_path, kind):
         folder(tmp_path / "told")
 
 
+def test_splits_without_the_word_which_are_not_taken_for_classes(tmp_path):
+    write(tmp_path, {f"{split}/{name}/0.png": image_bytes() for split in ("train", "test") for name in "ab"})
+    with pytest.raises(DataError, match="files lie two folders deep, in test, train: name one as the split, or give the folder that holds"):
+        image_folder(tmp_path)
+    assert image_folder(tmp_path, "train").column("label") == ["a", "b"]
+
+
+def test_linked_folders_and_the_hubs_cache_are_read_and_circles_end(tmp_path):
+    write(tmp_path, {"far/cat/0.png": image_bytes(), "data/dog/0.png": image_bytes(), "hub/blobs/1f": image_bytes(),
+                     "hub/snapshots/7/metadata.jsonl": '{"file_name": "0.png", "text": "a dog"}\n{"file_name": "../../blobs/1f", "text": "no"}'})
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "far" / "cat")
+    (tmp_path / "data" / "dog" / "round").symlink_to(tmp_path / "data")
+    assert image_folder(tmp_path / "data").column("label") == ["cat", "dog"]
+    (tmp_path / "hub" / "snapshots" / "7" / "0.png").symlink_to("../../blobs/1f")
+    with pytest.raises(DataError, match="line 2 names ../../blobs/1f, which lies outside its folder"):
+        image_folder(tmp_path / "hub" / "snapshots" / "7")
+    (tmp_path / "hub" / "snapshots" / "7" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a dog"}')
+    assert image_folder(tmp_path / "hub" / "snapshots" / "7").column("text") == ["a dog"]
+
+
 def test_an_empty_line_of_a_text_is_one(tmp_path):
     assert text_folder(write_parquet(tmp_path / "a.parquet", {"text": ["a", "", "b"]})).column("text") == ["a", "", "b"]
 

@@ -155,6 +155,8 @@ def test_wrong_input_is_named(tmp_path):
         LoRA(lm, rank=0)
     with pytest.raises(InputError, match="targets should be some of qkv, out"):
         LoRA(lm, targets=("q_proj",))
+    with pytest.raises(InputError, match="targets should be matrices of this model, qkv, out, gate_up, down, got"):
+        LoRA(lm, targets=("up",))
     lora = LoRA(lm)
     with pytest.raises(CheckpointError, match="the model has no tensor"):
         lora.lm.save_pretrained(tmp_path / "no")                                         # merged() first

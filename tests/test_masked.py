@@ -1,4 +1,5 @@
 """textgen/masked.py: masks drawn anew, words filled in, a classifier on what was learnt, folders with their tokenizer, wrong input."""
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from gencore.check import DataError, InputError
 from gencore.optim import make_optimizer
 from gencore.text_encoder import encode_prompts
-from gencore.tokenizer import train_bpe
+from gencore.tokenizer import Tokenizer, train_bpe
 from gencore.train import TrainConfig
 from textgen import MaskedLM, TextClassifier
 from textgen.masked import EncoderConfig, bert_stack, mask_tokens, train_masked_tokenizer
@@ -25,6 +26,29 @@ def untrained(tokenizer):
     torch.manual_seed(0)
     stack = replace(bert_stack(width=48, layers=2, heads=4, mlp=96), dropout=0.0)
     return MaskedLM(EncoderConfig(vocab=len(tokenizer), context=24, transformer=stack, dropout=0.0, pad=tokenizer.pad_id), tokenizer)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_roles_of_special_tokens_beside_the_configuration_or_left_to_the_class(beside, tokenizer, tmp_path):
+    """Older folders have special_tokens_map.json, the first ones nothing: BERT's own names."""
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import models, pre_tokenizers, processors
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "barks"]
+    engine = Engine(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    engine.add_special_tokens(words[:5])
+    engine.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    named = {"pad_token": "[PAD]", "mask_token": {"content": "[MASK]"}} if beside else {}
+    untrained(tokenizer).save_pretrained(tmp_path)
+    (tmp_path / "digests.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(engine.to_str())
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 512}')
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    lm = MaskedLM.from_pretrained(tmp_path)
+    assert (lm.tokenizer.pad_id, lm.tokenizer.mask_id, lm.tokenizer.mask) == (0, 4, "[MASK]")
+    assert len(lm.fill_mask("the [MASK] barks", topn=3)) == 3
+    with pytest.raises(InputError, match="no padding token"):
+        encode_prompts(Tokenizer(engine, {}), ["the dog"], 8)
 
 
 def steps(model, loss, count, lr=2e-3):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gencore.check import DataError
-from textgen.pairs import PairBatches, pairs_to_learn, read_pairs
+from textgen.pairs import PairBatches, fitting, pairs_to_learn, read_pairs
 from textgen.seq2seq import train_pair_tokenizer
 
 PAIRS = [("7 " * n, "seven " * n) for n in range(1, 42)]
@@ -53,6 +53,17 @@ def test_files_of_both_kinds(tmp_path):
     assert sorted(learnt + unseen) == [("eins", "one"), ("zwei", "two")] and len(learnt) == len(unseen) == 1
     with pytest.raises(DataError, match='no column "fr", only'):
         read_pairs(tmp_path / "pairs.parquet", "de", "fr")
+
+
+def test_only_line_ends_end_a_line(tmp_path):
+    (tmp_path / "odd.tsv").write_bytes("eins\u2028zwei\tone\x0ctwo\r\ndrei\u0085\tthree\n".encode())
+    assert read_pairs(tmp_path / "odd.tsv", "", "") == [("eins\u2028zwei", "one\x0ctwo"), ("drei\u0085", "three")]
+
+
+def test_pairs_too_long_for_the_model_are_left_out_and_counted(tokenizer):
+    most = max(len(tokenizer.encode(text, special=True)) for pair in PAIRS for text in pair)
+    with pytest.warns(UserWarning, match=f"3 of {len(PAIRS) + 3} pairs are left out: a side has more than {most} tokens"):
+        assert fitting(PAIRS + [("eins " * 400, "one")] * 3, tokenizer, most) == PAIRS
 
 
 def test_wrong_files_are_named(tmp_path, tokenizer):

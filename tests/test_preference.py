@@ -84,6 +84,17 @@ def test_the_chosen_answers_own_likelihood_is_added_a_token(lm):
     torch.testing.assert_close(both - plain, -0.5 * (rows.reference[:, 0] / lengths).sum(), rtol=1e-4, atol=1e-4)
 
 
+def test_margins_are_the_same_however_many_are_read_at_once(lm, monkeypatch):
+    import textgen.preference as module
+    rows, read = Preferences(lm, PAIRS * 9), []
+    with torch.no_grad():
+        lm.embedding.weight.add_(0.05 * torch.randn_like(lm.embedding.weight))
+    monkeypatch.setattr(module, "answer_logprobs", lambda model, ids, targets: (read.append(len(ids)), answer_logprobs(model, ids, targets))[1])
+    found = margins(lm, rows)
+    assert found.shape == (18,) and max(read) <= 8 and found.abs().max() > 0
+    torch.testing.assert_close(found[:2], found[-2:])
+
+
 def test_columns_behind_every_answer_change_nothing(lm):
     rows = Preferences(lm, PAIRS)
     batch = {name: torch.stack([rows[i][name] for i in range(2)]) for name in rows[0]}

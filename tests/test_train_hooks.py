@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gencore.check import ConfigError
 from tests.test_train import HARD, PLAIN, Toy, equal, loss, metrics, toy_fit
 
 
@@ -22,6 +23,14 @@ def test_what_was_learnt_is_saved_before_an_evaluation_that_fails(tmp_path):
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
     resumed = toy_fit(tmp_path, config, resume=True)
     assert equal(resumed, toy_fit(tmp_path / "unbroken", config))
+
+
+def test_a_resumed_run_keeps_to_the_rest_of_its_plan_too(tmp_path):
+    config = replace(PLAIN, steps=2, save_every=2)
+    toy_fit(tmp_path, config, plan={"alpha": 8.0, "schedule": {"path": "vp"}})
+    with pytest.raises(ConfigError, match="begun with other settings .alpha was 8.0, is 16.0"):
+        toy_fit(tmp_path, config, plan={"alpha": 16.0, "schedule": {"path": "vp"}}, resume=True)
+    assert toy_fit(tmp_path, config, plan={"alpha": 8.0, "schedule": {"path": "vp"}}, resume=True)
 
 
 def test_hooks_find_the_model_where_it_came_from_and_training_where_the_accelerator_is(tmp_path, monkeypatch):

@@ -36,8 +36,11 @@ def matchers_of(lm, constraint, rows):
         raise InputError("a constraint needs the library llguidance: pip install llguidance") from None
     if not lm.cfg.eos:
         raise InputError("a constraint needs a model with an end token: this one could not say that its text is complete")
-    grammar = LLMatcher.grammar_from_regex(constraint) if isinstance(constraint, str) \
-        else LLMatcher.grammar_from_json_schema(constraint, defaults=AS_JSON_DUMPS)
+    try:
+        grammar = LLMatcher.grammar_from_regex(constraint) if isinstance(constraint, str) \
+            else LLMatcher.grammar_from_json_schema(constraint, defaults=AS_JSON_DUMPS)
+    except ValueError as error:                              # no JSON, or half a character
+        raise InputError(f"constraint: {error}") from None
     tokenizer = LLTokenizer(lm.tokenizer.engine.to_str(), n_vocab=lm.cfg.vocab, eos_token=list(lm.cfg.eos))
     matcher = LLMatcher(tokenizer, grammar, log_level=0)
     if matcher.is_error():

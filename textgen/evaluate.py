@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from gencore.check import DataError
+from gencore.check import DataError, whole
 from gencore.decode import resting
 from gencore.tokenizer import check_characters, check_texts
 
@@ -16,6 +16,8 @@ def bits_per_byte(lm, texts, *, overlap=0.0, batch=8, limit=None):
     starts blind). limit: only so many windows of each text, evenly spread."""
     if not 0 <= overlap < 1:
         raise DataError(f"overlap should be from 0 to below 1, got {overlap}")
+    if limit is not None:
+        whole("limit", limit, 1)
     lm.check_tokenizer()
     check_texts(texts)
     bits = counted = 0.0

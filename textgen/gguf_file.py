@@ -82,8 +82,8 @@ def say_shape(writer, config, file_type):
 def say_tokens(writer, tokenizer, cfg, kinds):
     """Byte-level BPE: tokens in the order of their ids, merges, special ids."""
     engine = json.loads(tokenizer.engine.to_str())
-    if engine["model"]["type"] != "BPE":
-        raise ConfigError(f"GGUF files are written here with byte-level BPE only, this tokenizer is {engine['model']['type']}")
+    if engine["model"]["type"] != "BPE" or engine["model"].get("byte_fallback") or "ByteLevel" not in json.dumps(engine["decoder"]):
+        raise ConfigError(f"GGUF files are written here with byte-level BPE only, this tokenizer is another {engine['model']['type']}")
     tokens = [tokenizer.engine.id_to_token(i) or f"<|unused{i}|>" for i in range(cfg.vocab)]
     special = {token["id"] for token in engine["added_tokens"] if token["special"]}
     writer.add_tokenizer_model("gpt2")

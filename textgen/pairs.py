@@ -1,5 +1,6 @@
 """Pairs of texts to translate: read from a file, and put into batches of about one length."""
 import functools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ def read_pairs(path, source, target, split=None):
     """A parquet file with the columns `source` and `target` (and split), or a .tsv file of two columns -> [(source text, target text), ...]."""
     path = Path(path)
     if path.suffix == ".tsv":
-        lines = [line.split("\t") for line in text_of_file(path).splitlines() if line.strip()]
+        lines = [line.rstrip("\r").split("\t") for line in text_of_file(path).split("\n") if line.strip()]
         odd = [n for n, line in enumerate(lines, 1) if len(line) != 2]
         if odd or not lines:
             why = f"line {odd[0]} hasn't" if odd else "it is empty"
@@ -31,6 +32,14 @@ def pairs_to_learn(path, source, target):
     if path.suffix != ".tsv" and "split" in text_folder(path, text=source).columns:
         return tuple(read_pairs(path, source, target, split) for split in ("train", "validation"))
     return tuple(map(list, hold_out(read_pairs(path, source, target), 0.05)))
+
+
+def fitting(pairs, tokenizer, context):
+    """Pairs -> those whose sides have at most `context` tokens each, which a model reads; a warning says how many were left out."""
+    kept = [pair for pair in pairs if all(len(tokenizer.encode(text, special=True)) <= context for text in pair)]
+    if len(kept) < len(pairs):
+        warnings.warn(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are left out: a side has more than {context} tokens", stacklevel=2)
+    return kept
 
 
 class PairBatches:

@@ -47,10 +47,14 @@ class Preferences:
         ids, _ = right_padded([inputs for inputs, _ in rows], pad)
         targets, _ = right_padded([targets for _, targets in rows], IGNORED)
         self.ids, self.targets = ids.unflatten(0, (-1, 2)), targets.unflatten(0, (-1, 2))            # (rows, 2, T)
-        device = lm.embedding.weight.device
-        with torch.no_grad(), resting(lm):
-            parts = [answer_logprobs(lm, a.to(device), b.to(device)).cpu() for a, b in zip(ids.split(batch), targets.split(batch))]
-        self.reference = torch.cat(parts).unflatten(0, (-1, 2))                                      # (rows, 2)
+        self.reference = self.rated(lm, batch)                                                       # (rows, 2)
+
+    @torch.no_grad()
+    def rated(self, lm, batch=8):
+        """Log-probabilities of both answers (rows,2) by a model, `batch` answers at once."""
+        device, parts = lm.embedding.weight.device, zip(self.ids.flatten(0, 1).split(batch), self.targets.flatten(0, 1).split(batch))
+        with resting(lm):
+            return torch.cat([answer_logprobs(lm, ids.to(device), targets.to(device)).cpu() for ids, targets in parts]).unflatten(0, (-1, 2))
 
     def __len__(self):
         return len(self.ids)
@@ -98,7 +102,4 @@ def preference_loss(*, beta=0.1, smoothing=0.0, likelihood=0.0):
 @torch.no_grad()
 def margins(lm, preferences, *, beta=0.1):
     """How much better the chosen answers are rated than the rejected ones, (rows,): 0 before training, above 0 = the order is right."""
-    device = lm.embedding.weight.device
-    with resting(lm):
-        policy = answer_logprobs(lm, preferences.ids.flatten(0, 1).to(device), preferences.targets.flatten(0, 1).to(device)).cpu()
-    return dpo_loss(policy.unflatten(0, (-1, 2)), preferences.reference, beta=beta)[1]
+    return dpo_loss(preferences.rated(lm), preferences.reference, beta=beta)[1]

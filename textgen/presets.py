@@ -10,7 +10,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from gencore.attention import AttentionConfig, head_sizes
-from gencore.check import command, unknown
+from gencore.check import command, floating, unknown
 from gencore.layers import MLPConfig, NormConfig
 from gencore.positions import RotaryConfig
 from gencore.transformer import TransformerConfig
@@ -82,7 +82,7 @@ def needs(cfg, *, batch=1, length=None, dtype=torch.bfloat16):
     """CausalLMConfig -> Needs for `batch` texts of `length` tokens (default: the context); dtype: of weights and cache when generating.
 
     Kernels' workspace, fragmentation and torch itself come on top."""
-    length = length or cfg.context
+    length, dtype = length or cfg.context, floating(dtype)
     with FakeTensorMode():                               # tensors with a shape and a device, and nothing inside
         lm = CausalLM(cfg)
         parameters = sum(p.numel() for p in lm.parameters())

@@ -124,7 +124,10 @@ class Seq2SeqLM(nn.Module):
         cache = Cache(self.cfg.decoder, rows, limit, dtype=memory.states.dtype, device=source.device)
 
         def forward(ids, *, mask, positions, cache):
-            return self.logits(self.decode(ids, memory, cache=cache)[:, -1:])
+            logits = self.logits(self.decode(ids, memory, cache=cache)[:, -1:])
+            if self.cfg.family == "marian" and self.cfg.pad not in self.cfg.eos:
+                logits[..., self.cfg.pad] = float("-inf")         # published weights rate it highest and forbid it: chances are of the others
+            return logits
 
         stepper = Stepper(forward, cache)
 

@@ -89,6 +89,8 @@ def compare(tokenizer, texts, held_out, words=WORDS):
     """A Tokenizer, the texts it was trained on, a text it was not -> Reports of it and of the baselines; as many words as it has tokens."""
     check_texts(texts)
     texts = list(texts)
+    if not isinstance(held_out, str):
+        raise InputError(f"held_out should be one text, got {type(held_out).__name__}: join several by blank lines")
     if not isinstance(tokenizer, Tokenizer):
         raise InputError(f"expected a gencore Tokenizer, got {type(tokenizer).__name__}: Tokenizer.from_folder(folder)")
     rows = {"words": WordPieces(texts, len(tokenizer)), "byte pairs": TokenizerPieces(tokenizer), "characters": CharacterPieces(texts),

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from gencore.check import command
+from gencore.check import InputError, command
 from gencore.config import Count, check_fields, override
 from gencore.data import Batches
 from gencore.tokenizer import train_bpe, with_chat
@@ -114,7 +114,11 @@ def main():
         chat, messages, asked = Chat(model), [], [message["content"] for message in held[0] if message["role"] == "user"]
         for line in [*asked, "Who was the first man on the moon?"]:
             messages.append({"role": "user", "content": line})
-            messages.append({"role": "assistant", "content": str(chat(messages, temperature=0))})
+            try:
+                reply = str(chat(messages, temperature=0))
+            except InputError as error:                         # too long to answer: no reason to stop
+                reply = str(error)
+            messages.append({"role": "assistant", "content": reply})
         said = "\n".join(("> " if message["role"] == "user" else "  ") + message["content"] for message in messages)
         print(f"\n--- step {step} ---\n{said}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(said, encoding="utf-8")

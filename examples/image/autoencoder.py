@@ -78,14 +78,18 @@ def train(plan, data, held_out, args):
         to_pil(grid(sheet.expand(-1, 3, -1, -1), len(some))[None])[0].save(folder / f"{step:06d}.png")
 
     hooks = {"sample": sample, "evaluate": lambda model: {"psnr": psnr(model.autoencoder, held_out.pixels)}, "card": words,
+             "plan": {"kind": plan.kind, "codes": plan.codes, "seen": plan.seen, "critic": plan.critic, "gamma": plan.gamma},
              "export": lambda model: files(plan, model.autoencoder, data)}
     cfg = replace(plan.parts, size=plan.size, picture_channels=plan.channels)
-    if plan.size % cfg.shrink:
-        raise ConfigError(f"size should be a multiple of {cfg.shrink}, got {plan.size}")
+    if plan.size < 2 * cfg.shrink or plan.size % cfg.shrink:
+        raise ConfigError(f"size should be a multiple of {cfg.shrink}, and two or more of them, got {plan.size}")
+    if plan.kind == "kl" and not cfg.quant_convs:
+        raise ConfigError("parts.quant_convs should be true: the latents are brought to spread 1 in these convolutions")
     torch.manual_seed(plan.first.seed)
     autoencoder = Autoencoder(cfg) if plan.kind == "kl" else VQAutoencoder(VQAutoencoderConfig(cfg, plan.codes, cfg.latent))
     model = learnt(Finish(autoencoder, PatchCritic(plan.channels)), plan, data, "first", Run(args.out / "first", args.resume, **hooks))
     before = psnr(model.autoencoder, held_out.pixels)
+    torch.manual_seed(plan.tower.seed)                                 # anew for each part: a run that was stopped between two ends alike
     tower = train_tower(data, plan.tower, run=Run(args.out / "tower", args.resume, card=words))
     model = learnt(model, plan, data, "finish", Run(args.out, args.resume, extend=True, **hooks), tower)
     print(f"PSNR on held-out pictures: {before:.2f} dB by errors of pixels alone, {psnr(model.autoencoder, held_out.pixels):.2f} dB after the finish")

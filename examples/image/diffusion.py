@@ -16,14 +16,14 @@ samples/ has a row of pictures for each class at every evaluation, drawn by the 
 blur). On the digits the loss falls from 1.5 to about 0.1.
 What was trained: Diffusion.from_pretrained("runs/diffusion/model")("3"), and in diffusers as imagegen/diffusion_files.py says."""
 import argparse
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from gencore import Run, TrainConfig, fit
-from gencore.check import ConfigError, command, in_range
+from gencore.check import ConfigError, command, in_range, whole
 from gencore.checkpoint import resolve
 from gencore.config import override
 from imagegen.class_dit import ClassDiT, ClassDiTConfig
@@ -83,15 +83,17 @@ def main():
         to_pil(grid(drawn.expand(-1, 3, -1, -1), plan.shown)[None])[0].save(folder / f"{step:06d}.png")
 
     words = {"title": args.out.name, "Data": f"{len(data)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
-    run = Run(args.out, args.resume, extend=True, sample=sample, card=words,
+    run = Run(args.out, args.resume, extend=True, sample=sample, card=words, plan={"schedule": asdict(plan.schedule), "lesson": asdict(plan.lesson)},
               export=lambda model: diffusion_files(model, autoencoder, labels=data.names, schedule=plan.schedule))
     fit(model, lambda model, batch, draws: denoising_loss(model, batch, draws, schedule=plan.schedule, lesson=plan.lesson, none=none), batches,
         plan.train, run=run)
-    print(f'done: Diffusion.from_pretrained("{args.out}/model")({repr(data.names[0]) if data.names else 4})')
+    print(f'done: Diffusion.from_pretrained("{args.out}/model")({repr(data.names[0]) if data.names else 0 if model.cfg.classes else 4})')
 
 
 def network_of(plan, names, autoencoder):
     """The network that fits the data, checked against schedule and lesson."""
+    whole("size", plan.size, 1)
+    whole("shown", plan.shown, 1)
     channels, shrink = (plan.channels, 1) if autoencoder is None else (autoencoder.cfg.latent, autoencoder.cfg.shrink)
     if autoencoder is not None and autoencoder.cfg.picture_channels != plan.channels:
         raise ConfigError(f"{plan.autoencoder} is for pictures with {autoencoder.cfg.picture_channels} channels: give channels as many")

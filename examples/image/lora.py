@@ -59,7 +59,7 @@ def main():
     trained = sum(p.numel() for pair in lora.adapter.matrices().values() for p in pair)
     print(f"{len(data.pixels)} pictures; {trained:,} weights are trained beside {sum(p.numel() for p in base.painter.parameters()):,}",
           file=sys.stderr)
-    run = Run(args.out, args.resume, extend=True, export=lora.export,
+    run = Run(args.out, args.resume, extend=True, export=lora.export, plan={"rank": cfg.rank, "alpha": cfg.alpha, "share": cfg.share},
               card={"title": args.out.name, "Data": str(args.data or "five pictures of a made-up sign, drawn by the script")})
     train_lora(lora, with_own_drawings(base, data, OTHERS, share=cfg.share, seed=1000) if cfg.share else data, cfg.train, run=run)
     lora.merged().save_pretrained(args.out / "painter")

@@ -48,6 +48,13 @@ def arguments():
     return parser.parse_intermixed_args()
 
 
+def filled(model, text):
+    """What stands at each mask of a text, likeliest first."""
+    found = model.fill_mask(text)
+    masks = found if isinstance(found[0], list) else [found]
+    return " | ".join(", ".join(f"{word} {p:.2f}" for word, p in words) for words in masks)
+
+
 @command
 def main():
     args = arguments()
@@ -74,7 +81,7 @@ def main():
         return {"filled_in_right": right / count}
 
     def sample(model, folder, step):
-        said = "\n".join(f"{text}   {', '.join(f'{word} {p:.2f}' for word, p in model.fill_mask(text))}" for text in args.ask or ASKED)
+        said = "\n".join(f"{text}   {filled(model, text)}" for text in args.ask or ASKED)
         print(f"\n--- step {step} ---\n{said}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(said + "\n", encoding="utf-8")
 
@@ -83,6 +90,8 @@ def main():
         ids[:, 0] = tokenizer.id(CLS)                                   # a text begins so when it is filled in or classified
         return model.loss(*mask_tokens(ids, tokenizer, generator))
 
+    for text in args.ask or ():
+        lm.fill_mask(text)                                              # one that can't be filled in is said before the training
     run = Run(args.out, resume=args.resume, extend=True, export=MaskedLM.files, evaluate=evaluate, sample=sample,
               card={"title": args.out.name, "Data": what, "Command": "python " + " ".join(sys.argv)})
     fit(lm, loss, TokenWindows(learnt, cfg.context, cfg.train.batch, cfg.train.seed), cfg.train, run=run)

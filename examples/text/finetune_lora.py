@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from gencore.check import command
+from gencore.check import InputError, command
 from gencore.checkpoint import save_folder
 from gencore.config import override
 from gencore.data import Batches, hold_out
@@ -96,7 +96,10 @@ def main():
 
     def sample(model, folder, step):
         asked = held[0][:max(i for i, message in enumerate(held[0]) if message["role"] == "user") + 1]
-        reply = Chat(model)(asked, temperature=0)
+        try:
+            reply = Chat(model)(asked, temperature=0)
+        except InputError as error:                             # too long to answer: no reason to stop
+            reply = str(error)
         print(f"\n--- step {step} ---\n" + "\n".join(m["content"] for m in asked) + f"\n-> {reply}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(reply, encoding="utf-8")
 

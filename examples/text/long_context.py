@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from gencore.attention import AttentionConfig
-from gencore.check import command
+from gencore.check import command, whole
 from gencore.layers import MLPConfig
 from gencore.masks import Mask, block_sparse, causal, sparse, window
 from gencore.positions import RotaryConfig
@@ -49,6 +49,9 @@ def draw_patterns(path, slots=512, unit=32, tile=16):
 @torch.inference_mode()
 def measure(args):
     """-> {name: {length: milliseconds of a forward}}; the patterns take turns, medians count."""
+    for name, values in (("rounds", [args.rounds]), ("lengths", args.lengths), ("layers", [args.layers]), ("width", [args.width])):
+        for value in values:
+            whole(name, value, 1)
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(args.width, args.layers, AttentionConfig(heads=max(1, args.width // 64)), MLPConfig(2 * args.width),
                                           rotary=RotaryConfig())).eval()

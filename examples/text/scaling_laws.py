@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from gencore.attention import AttentionConfig
-from gencore.check import DataError, command
+from gencore.check import DataError, InputError, command
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
 from gencore.layers import MLPConfig
@@ -92,6 +92,9 @@ def main():
     parser.add_argument("--judge", type=int, default=200_000, help="characters that are held out and judged on")
     parser.add_argument("--out", type=Path, default=Path("scaling.png"), help="picture; the numbers go beside it as JSON")
     args = parser.parse_args()
+    if args.out.suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--out should end in .png, .pdf or .svg, got {args.out.name}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     sizes, losses = measured(args)
     law = chosen_law(sizes[:4], losses[:4])
     guess = foretold(law, sizes[4])

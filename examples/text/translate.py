@@ -22,7 +22,7 @@ from gencore.data import hold_out
 from gencore.train import Run, TrainConfig, fit
 from textgen import AttentionSeq2Seq, Seq2SeqLM
 from textgen.additive import AttentionSeq2SeqConfig
-from textgen.pairs import PairBatches, pairs_to_learn
+from textgen.pairs import PairBatches, fitting, pairs_to_learn
 from textgen.seq2seq import Seq2SeqConfig, train_pair_tokenizer, transformer_stack
 
 
@@ -92,6 +92,7 @@ def main():
     what = args.data.name if args.data else "numbers and their words, made by this script"
     torch.manual_seed(cfg.train.seed)
     tokenizer = train_pair_tokenizer([text for pair in pairs for text in pair], cfg.vocab, cfg.context)
+    pairs, unseen = (fitting(some, tokenizer, cfg.context) for some in (pairs, unseen))
     model = new(args.model, cfg, tokenizer)
     print(f"{what}: {len(pairs):,} pairs, {len(unseen):,} held out; {sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
 
@@ -111,8 +112,7 @@ def main():
 
     run = Run(out, resume=args.resume, extend=True, export=type(model).files, evaluate=evaluate, sample=sample,
               card={"title": out.name, "Data": what, "Command": "python " + " ".join(sys.argv)})
-    loss = lambda model, batch, generator: model.loss(**batch)
-    fit(model, loss, PairBatches(pairs, tokenizer, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
+    fit(model, lambda m, batch, generator: m.loss(**batch), PairBatches(pairs, tokenizer, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: {type(model).__name__}.from_pretrained("{out}/model")', file=sys.stderr)
 
 

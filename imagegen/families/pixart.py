@@ -6,7 +6,7 @@ from imagegen.dit import DiTConfig
 FIELDS = (("in_channels", "channels", 4), ("sample_size", "size", 128), ("patch_size", "patch", 2), ("num_layers", "layers", 28),
           ("num_attention_heads", "heads", 16), ("caption_channels", "captions", ...), ("norm_eps", "eps", 1e-6))
 FIXED = {"activation_fn": ("gelu-approximate",), "norm_type": ("ada_norm_single",), "norm_elementwise_affine": (False,),
-         "attention_bias": (True,), "num_embeds_ada_norm": (1000,), "use_additional_conditions": (False,), "dropout": (0.0,)}
+         "attention_bias": (True,), "num_embeds_ada_norm": (1000,), "use_additional_conditions": (False, None), "dropout": (0.0,)}
 SIZES = ("attention_head_dim", "cross_attention_dim", "out_channels", "interpolation_scale")
 
 

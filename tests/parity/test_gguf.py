@@ -1,4 +1,5 @@
 """textgen/gguf_file.py: llama.cpp says the same greedy tokens as the model that was written; what can't be written is named, and leaves no file."""
+import json
 import random
 
 import pytest
@@ -8,7 +9,7 @@ from gencore.attention import AttentionConfig
 from gencore.check import ConfigError, InputError
 from gencore.layers import MLPConfig, NormConfig
 from gencore.positions import RotaryConfig
-from gencore.tokenizer import train_bpe
+from gencore.tokenizer import Tokenizer, train_bpe
 from gencore.transformer import TransformerConfig
 from textgen import CausalLM
 from textgen.gguf_file import save_gguf
@@ -83,6 +84,10 @@ def test_what_cannot_be_written_is_named(tokenizer, tmp_path):
         save_gguf(lm, tmp_path / "lm.gguf", weights="q8")
     with pytest.raises(InputError, match="no tokenizer"):
         save_gguf(CausalLM(lm.cfg), tmp_path / "lm.gguf")
+    engine = json.loads(tokenizer.engine.to_str())
+    engine["model"]["byte_fallback"] = True                      # as Llama 2's
+    with pytest.raises(ConfigError, match="byte-level BPE only, this tokenizer is another BPE"):
+        save_gguf(CausalLM(lm.cfg, Tokenizer(type(tokenizer.engine).from_str(json.dumps(engine)), tokenizer.config)), tmp_path / "lm.gguf")
     lm.cfg = CausalLMConfig(family="phi3")
     with pytest.raises(ConfigError, match="phi3 can't be written as GGUF here: llama, mistral, qwen2, qwen3, gpt2 can"):
         save_gguf(lm, tmp_path / "lm.gguf")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from gencore.check import ConfigError
+from gencore.positions import RotaryConfig
 from tests.parity.causal import check_greedy_tokens, check_round_trip, random_model
 from textgen.families import family
 
@@ -29,6 +30,9 @@ CASES = {
     "phi3": ("phi3", {"pad_token_id": 1}),
     "phi3 window, tied": ("phi3", {"sliding_window": 6, "tie_word_embeddings": True, "num_key_value_heads": 4}),
     "phi3 half turns": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "qwen2, a factor that it ignores": ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "mistral dynamic, a length that it ignores": ("mistral", {"max_position_embeddings": 16, "rope_parameters": {
+        "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 8}}),
     "phi3 longrope, short text": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48, "max_position_embeddings": 192}),
     "phi3 longrope, long text": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16, "max_position_embeddings": 64}),
     "gemma2": ("gemma2", GEMMA),
@@ -83,6 +87,7 @@ def test_old_fields_of_rotary_positions_are_read(name):
     ("mistral", {"windows": (4, None)}, r"transformer.windows=\[4, None, 4, None\] \(it would be read as \[4, 4, 4, 4\]"),
     ("qwen3", {"windows": (4, 6)}, "transformer.windows"),
     ("qwen2", {"relative": "t5"}, "transformer.relative"),
+    ("qwen2", {"rotary": RotaryConfig(partial=0.5)}, "transformer.rotary.partial=0.5"),
     ("phi3", {"final_norm": False}, "transformer.final_norm=False"),
     ("gemma2", {"condition": "adaln_zero"}, "transformer.condition='adaln_zero'")])
 def test_what_a_layout_cannot_say_is_refused(name, change, words):

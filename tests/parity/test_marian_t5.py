@@ -68,6 +68,16 @@ def test_what_is_written_is_what_transformers_writes(case, beams, penalty, tmp_p
     assert ours.write(source, keep.bool(), beams=beams, limit=25, length_penalty=penalty) == wanted
 
 
+def test_marian_never_says_its_padding(tmp_path):
+    theirs = model_of("marian")
+    theirs.final_logits_bias[:, 60] = 30.0                       # as published weights, which rate it highest
+    theirs.save_pretrained(tmp_path)
+    ours, (source, keep, _) = Seq2SeqLM.from_pretrained(tmp_path), inputs()
+    made = theirs.generate(input_ids=source, attention_mask=keep, do_sample=False, max_new_tokens=25, bad_words_ids=[[60]])
+    assert ours.write(source, keep.bool(), limit=25) == [[token for token in row[1:].tolist() if token != 60] for row in made]
+    assert all(60 not in row for row in ours.write(source, keep.bool(), beams=3, limit=25))
+
+
 def test_what_is_not_done_here_is_refused():
     with pytest.raises(ConfigError, match="share_encoder_decoder_embeddings should be True"):
         family("marian", "Seq2SeqLM").to_ours({**MARIAN, "share_encoder_decoder_embeddings": False})

@@ -116,6 +116,8 @@ def their_pipeline(kind, schedule):
 
 
 @pytest.mark.parametrize("kind, schedule", [
+    ("DDPMPipeline", Schedule(sampler="ddpm", variance="large", clip=1.0, offset=1)),
+    ("DDPMPipeline", Schedule(sampler="ddpm", variance="large", clip=1.0, spacing="trailing")),
     ("DDPMPipeline", Schedule(sampler="ddpm", clip=1.0)), ("DDPMPipeline of google/ddpm", Schedule(sampler="ddpm", variance="large", clip=1.0)),
     ("DiTPipeline", Schedule(predicts="v"))])
 def test_what_diffusers_saves_opens_here_and_draws_the_same(kind, schedule, tmp_path):

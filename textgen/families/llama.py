@@ -47,6 +47,8 @@ def read(config, name, fields):
     stack["mlp"] |= {"gated": True, "activation": "silu"}
     stack["norm"] |= {"kind": "rms", "place": "pre"}
     stack["rotary"] = rotary_fields(config)
+    if name != "phi3":
+        stack["rotary"]["partial"] = 1.0                     # transformers' models of the others turn whole heads, whatever the file says
     return {**ours, **special_ids(config), "family": name}
 
 
@@ -79,7 +81,9 @@ def rotary_fields(config):
     partial = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     if rope.get("rope_type", "default") == "default":
         return {"theta": theta, "partial": partial}
-    if rope["rope_type"] in ("dynamic", "yarn", "longrope") and not rope.get("original_max_position_embeddings"):
+    if rope["rope_type"] == "dynamic":                       # by transformers' rule always of the context
+        rope["original_max_position_embeddings"] = config.get("max_position_embeddings", 2048)
+    if rope["rope_type"] in ("yarn", "longrope") and not rope.get("original_max_position_embeddings"):
         rope["original_max_position_embeddings"] = config.get("original_max_position_embeddings", config.get("max_position_embeddings", 2048))
     if rope["rope_type"] == "longrope" and rope.get("factor") is None:
         rope["factor"] = config.get("max_position_embeddings", 2048) / rope["original_max_position_embeddings"]

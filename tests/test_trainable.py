@@ -1,0 +1,55 @@
+"""CausalLM.trainable with a longer context, and generating with few bits in each dtype."""
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gencore.check import InputError
+from tests.test_causal_lm import STACK, small
+from tests.test_lora import GPT2
+from textgen import CausalLM
+from textgen.model import CausalLMConfig
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return small()
+
+
+def test_a_trainable_copy_reads_longer_windows_when_asked(lm, tmp_path):
+    text, ids = "the rain fell on the old town. " * 5, torch.arange(3, 60)[None]
+    wider = lm.trainable(context=96)
+    torch.testing.assert_close(wider(ids), lm(ids))
+    wider.save_pretrained(tmp_path)
+    opened = CausalLM.from_pretrained(tmp_path)
+    assert opened.cfg.context == opened.tokenizer.config["model_max_length"] == 96 and lm.cfg.context == 48
+    with pytest.raises(InputError, match="the model reads 48: score it in parts"):
+        lm.logprobs(text)
+    assert len(opened.logprobs(text).values) == len(opened.tokenizer.encode(text)) > 48
+    assert lm.trainable(context=8).cfg == lm.cfg and "model_max_length" not in lm.tokenizer.config
+    with pytest.raises(InputError, match="context should be a whole number of at least 1, got 0"):
+        lm.trainable(context=0)
+
+
+def test_a_table_of_positions_cannot_grow():
+    table = CausalLM(CausalLMConfig(vocab=8, context=48, transformer=replace(STACK, rotary=None), learned_positions=True))
+    assert table.trainable(context=48).cfg == table.cfg
+    with pytest.raises(InputError, match="context=49 is longer than this model's table of 48 positions: give context=48 or less"):
+        table.trainable(context=49)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("layout", ["llama", "gpt2"])
+def test_few_bits_generate_in_every_dtype_one_text_or_several(layout, bits, dtype, lm, tmp_path):
+    if layout == "gpt2":
+        lm = CausalLM(replace(GPT2, vocab=len(lm.tokenizer), context=48, bos=0, eos=(0,), pad=1), lm.tokenizer).eval()
+        torch.nn.init.normal_(lm.transformer.blocks[0].attention.qkv.bias)
+    lm.save_pretrained(tmp_path)
+    few = CausalLM.from_pretrained(tmp_path, quantize=bits, dtype=dtype)
+    exact = CausalLM.from_pretrained(tmp_path)
+    one, several = few.generate("the rain", max_new_tokens=8, seed=1), few.generate(["the rain", "It was"], max_new_tokens=8, seed=1)
+    assert isinstance(one, str) and len(several) == 2
+    ids = torch.tensor([lm.tokenizer.encode("the rain fell on")])
+    with torch.no_grad():
+        assert (few(ids).float() - exact(ids)).std() < {"int8": 0.1, "int4": 0.4}[bits] * exact(ids).std()
