@@ -153,7 +153,7 @@ def sharpen(plan, sets, args):
 
 
 def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
-    """Sets -> Captioned. A concept that has n tones and genders counts as n ** 0.6 others; signs and flags count less, scenes of one thing half.
+    """Sets -> Captioned. A concept that has n tones and genders counts as n ** 0.75 others; signs and flags count less, scenes of one thing half.
 
     digits, scenes: their shares of a batch; favour: how often a common name comes to a rare one; noto: how often that design comes to each other."""
     drawn = sets.emoji if flags else sets.emoji.where(lambda row: row["group"] != "Flags")
@@ -161,7 +161,7 @@ def captioned(sets, *, digits, scenes, favour=1.0, noto=1.0, flags=True):
     copies = Counter((row["concept"], row["style"]) for row in drawn.rows)
     less = {"Symbols": 0.5, "Flags": 0.3}
     weights = np.array([less.get(row["group"], 1.0) * (favour if row["name"] in COMMON else 1.0) * (noto if row["style"] == "noto" else 1.0)
-                        / copies[row["concept"], row["style"]] ** 0.4 for row in drawn.rows])
+                        / copies[row["concept"], row["style"]] ** 0.25 for row in drawn.rows])
     cells = torch.stack([cells_of(row) for row in sets.scenes.rows]) if len(sets.scenes) else torch.empty(0, 3, 8, 8, dtype=torch.int8)
     several = np.array([2.0 if things_in(words_of(row["words"][0])) > 1 else 1.0 for row in sets.scenes.rows])
     weights = np.concatenate((weights / weights.sum() * (1 - digits - scenes), np.full(len(sets.digits), digits / max(1, len(sets.digits))),
