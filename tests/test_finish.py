@@ -1,4 +1,5 @@
 """imagegen/autoencoder_training.py, doubling.py, examples/image/autoencoder.py: what a tower sees, the critic's sides, decibels, whole runs."""
+import shutil
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,16 @@ def test_pictures_without_classes_are_enough(tmp_path):
         "parts.latent=2", "parts.groups=2", "tower.steps=1", "tower.batch=4", "first.steps=1", "first.batch=4", "finish.steps=1", "finish.batch=4",
         "held_out=0.2")
     assert read_any(tmp_path / "run" / "model").cfg.picture_channels == 3
+
+
+def test_a_run_stopped_between_two_parts_ends_like_one_that_was_not(tmp_path):
+    given = ["size=16", "parts.channels=[4,8]", "parts.latent=2", "parts.groups=2", "tower.steps=2", "tower.batch=4", "first.steps=2",
+             "first.batch=4", "finish.steps=2", "finish.batch=4", "first.threads=1", "tower.threads=1", "finish.threads=1"]
+    run(EXAMPLES / "image" / "autoencoder.py", "--out", tmp_path / "whole", *given)
+    (tmp_path / "parted").mkdir()
+    shutil.copytree(tmp_path / "whole" / "first", tmp_path / "parted" / "first")              # as after a kill before the tower's first checkpoint
+    run(EXAMPLES / "image" / "autoencoder.py", "--out", tmp_path / "parted", *given, "--resume")
+    one, other = (load_tensors(tmp_path / name / "model" / "diffusion_pytorch_model.safetensors") for name in ("whole", "parted"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(SystemExit):
+        run(EXAMPLES / "image" / "autoencoder.py", "--out", tmp_path / "parted", *given, "--resume", "critic=0.2", "finish.steps=3")

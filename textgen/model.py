@@ -192,7 +192,7 @@ class CausalLM(nn.Module):
             cfg = replace(cfg, context=context)
             if tokenizer is not None:
                 tokenizer = Tokenizer(tokenizer.engine, {**tokenizer.config, "model_max_length": context})
-        lm = CausalLM(cfg, tokenizer)
+        lm = CausalLM(cfg, tokenizer).to(self.embedding.weight.device)
         lm.load_state_dict(self.state_dict())
         return lm
 
