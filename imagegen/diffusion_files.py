@@ -97,6 +97,10 @@ def check_saved(denoiser, schedule):
     """ConfigError for what no pipeline of diffusers would draw with: fit's export comes last, so ask before."""
     learned = denoiser.cfg.out_channels > denoiser.cfg.channels
     if not isinstance(denoiser, ClassDiT):
+        halved = 2 ** (len(denoiser.cfg.widths) - 1)
+        if denoiser.cfg.size % halved:
+            raise ConfigError(f"a U-Net of {len(denoiser.cfg.widths)} grids halves its pictures in diffusers: size should be a multiple of {halved}, "
+                              f"got {denoiser.cfg.size}")
         if learned and schedule.sampler != "ddpm":
             raise ConfigError('a U-Net that says a variance is drawn by "ddpm" alone in diffusers: choose schedule.sampler="ddpm"')
     elif denoiser.cfg.classes > NULL and denoiser.cfg.positions != "rotary":

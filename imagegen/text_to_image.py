@@ -238,15 +238,20 @@ def finished(pictures, recipes, output_type):
 
 
 def drawing(pixels, recipe):
-    """(H,W,3) or (H,W,1) uint8 -> PIL image whose saved PNG carries the recipe."""
+    """(H,W,3) or (H,W,1) uint8 -> PIL image whose saved PNG carries the recipe; one too long (of large pictures) is left out, with a warning."""
     from PIL import Image, PngImagePlugin
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    if recipe is not None:
+    if recipe is None:
+        return picture
+    try:
         text = recipe.to_json()
-        picture.info["recipe"] = text
-        chunk = PngImagePlugin.PngInfo()
-        chunk.add_text("recipe", text)
-        picture.encoderinfo = {"pnginfo": chunk}
+    except InputError as error:
+        warnings.warn(f"this picture carries no recipe: {error}", stacklevel=2)
+        return picture
+    picture.info["recipe"] = text
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add_text("recipe", text)
+    picture.encoderinfo = {"pnginfo": chunk}
     return picture
 
 

@@ -16,6 +16,7 @@ from imagegen.diffusion_files import check_saved, diffusion_files, is_passing_th
 from imagegen.labelled import labelled_pictures
 from imagegen.schedule import Schedule, to_schedule, to_scheduler
 from imagegen.tiny_autoencoder import passes_through
+from imagegen.unet import UNet
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,12 @@ def test_a_whole_name_comes_before_a_part_of_another_and_numerals_by_their_size(
 def test_more_classes_than_dit_pipeline_knows_are_not_saved():
     with pytest.raises(ConfigError, match="DiTPipeline knows 1000 classes, and takes the next for none of them: this model has 1001"):
         check_saved(tiny_dit(classes=1001), Schedule())
+
+
+def test_a_unet_whose_grids_diffusers_cannot_halve_is_not_saved():
+    cfg = tiny_unet().cfg
+    with pytest.raises(ConfigError, match="size should be a multiple of .*, got 9"):
+        check_saved(UNet(replace(cfg, size=9)), Schedule())
 
 
 def test_one_step_that_stays_where_it_is_draws(tmp_path):

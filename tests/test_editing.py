@@ -26,6 +26,12 @@ def picture():
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
 
 
+def test_a_picture_whose_recipe_is_too_long_is_drawn_without_it(editor, picture, monkeypatch):
+    monkeypatch.setattr("gencore.recipe.LIMIT", 200)
+    with pytest.warns(UserWarning, match="this picture carries no recipe: recipe: .* bytes of JSON, expected at most 200"):
+        assert "recipe" not in editor(picture, PROMPTS[0], strength=1.0, steps=1, seed=0).info
+
+
 @pytest.mark.parametrize("sampler", [euler, dpm_solver])
 def test_what_is_known_comes_out_as_it_was_and_the_rest_is_drawn(sampler):
     """Gaussian data of mean 2: a denoiser in closed form; half of the components are known to be -5."""

@@ -64,6 +64,8 @@ def test_pairs_too_long_for_the_model_are_left_out_and_counted(tokenizer):
     most = max(len(tokenizer.encode(text, special=True)) for pair in PAIRS for text in pair)
     with pytest.warns(UserWarning, match=f"3 of {len(PAIRS) + 3} pairs are left out: a side has more than {most} tokens"):
         assert fitting(PAIRS + [("eins " * 400, "one")] * 3, tokenizer, most) == PAIRS
+    with pytest.raises(DataError, match="none of 1 pairs fits: each has a side of more than 5 tokens"):
+        fitting([("eins " * 400, "one")], tokenizer, 5)
 
 
 def test_wrong_files_are_named(tmp_path, tokenizer):

@@ -37,6 +37,8 @@ def pairs_to_learn(path, source, target):
 def fitting(pairs, tokenizer, context):
     """Pairs -> those whose sides have at most `context` tokens each, which a model reads; a warning says how many were left out."""
     kept = [pair for pair in pairs if all(len(tokenizer.encode(text, special=True)) <= context for text in pair)]
+    if pairs and not kept:
+        raise DataError(f"none of {len(pairs)} pairs fits: each has a side of more than {context} tokens, the context")
     if len(kept) < len(pairs):
         warnings.warn(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are left out: a side has more than {context} tokens", stacklevel=2)
     return kept
