@@ -264,9 +264,10 @@ def evaluate(work):
 def save(work):
     """Writes a whole checkpoint: exported files and the training state."""
     if work.accelerator.is_main_process:
+        files = export(work)                                            # first: it may move the weights, and a state_dict is of where they were
         state = {"step": work.step, "config": to_dict(work.config), "plan": work.run.plan, "model": work.model.state_dict(),
                  "optimizer": work.optimizer.state_dict(), "ema": work.ema.state_dict() if work.ema else None, "cpu_seconds": work.used()}
-        save_checkpoint(work.run, work.step, export(work), state)
+        save_checkpoint(work.run, work.step, files, state)
         work.run.path("README.md").write_text(model_card(work.run, to_dict(work.config), work.used()), encoding="utf-8")
     work.accelerator.wait_for_everyone()
 

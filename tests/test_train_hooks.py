@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gencore.check import ConfigError
-from tests.test_train import HARD, PLAIN, Toy, equal, loss, metrics, toy_fit
+from tests.test_train import HARD, PLAIN, Toy, equal, loss, metrics, stop_at, toy_fit
 
 
 def test_what_was_learnt_is_saved_before_an_evaluation_that_fails(tmp_path):
@@ -46,3 +46,16 @@ def test_hooks_find_the_model_where_it_came_from_and_training_where_the_accelera
     told = lambda model, batch, generator: (seen.append(model.where), loss(model, batch, generator))[1]
     model = toy_fit(tmp_path, replace(PLAIN, steps=2, eval_every=1), model=Moved(), loss=told, evaluate=lambda m: {"home": m.where == "meta"})
     assert seen == ["cpu", "cpu"] and [row["home"] for row in metrics(tmp_path)] == [1, 1] and model.where == "meta"
+
+
+def test_checkpoints_hold_the_weights_and_not_their_average_where_hooks_move_the_model(tmp_path):
+    class Copies(Toy):
+        def to(self, device):                                                       # as between two devices: other storages
+            for parameter in self.parameters():
+                parameter.data = parameter.data.clone()
+            return self
+
+    config = replace(HARD, eval_every=1)
+    unbroken = toy_fit(tmp_path / "unbroken", config, model=Copies(), evaluate=lambda model: {})
+    stop_at(tmp_path / "cut", config, 5, model=Copies())
+    assert equal(toy_fit(tmp_path / "cut", config, model=Copies(), evaluate=lambda model: {}, resume=True), unbroken)
