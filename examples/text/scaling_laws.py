@@ -92,7 +92,7 @@ def main():
     parser.add_argument("--judge", type=int, default=200_000, help="characters that are held out and judged on")
     parser.add_argument("--out", type=Path, default=Path("scaling.png"), help="picture; the numbers go beside it as JSON")
     args = parser.parse_args()
-    if args.out.suffix not in (".png", ".pdf", ".svg"):
+    if args.out.suffix not in ("", ".png", ".pdf", ".svg"):                # without one it is a PNG
         raise InputError(f"--out should end in .png, .pdf or .svg, got {args.out.name}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sizes, losses = measured(args)
