@@ -176,6 +176,10 @@ def test_the_example_edits_a_file_a_sheet_and_a_way(editor, picture, tmp_path, c
     picture.save(tmp_path / "a.png")
     Image.new("L", (16, 16), 255).save(tmp_path / "mask.png")
     given = [EXAMPLES / "image" / "edit.py", "--painter", editor.painter.name, "--out"]
+    for name, options, words in (("edit", [], "end in .png, .jpg or .webp, got edit"), ("way.png", ["--between", "a", "b"], "end in .gif, got way.png")):
+        with pytest.raises(SystemExit):
+            run(*given, tmp_path / name, *options)
+        assert words in capsys.readouterr().err
     run(*given, tmp_path / "b.png", tmp_path / "a.png", PROMPTS[0], "--mask", tmp_path / "mask.png")
     run(*given, tmp_path / "sheet.png")
     run(*given, tmp_path / "more.png", tmp_path / "a.png", PROMPTS[0], "--beyond", "4", "0", "-4", "0")

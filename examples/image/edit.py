@@ -39,6 +39,8 @@ def main():
     parser.add_argument("--out", type=Path, help="default: runs/edit.png, for a way runs/between.gif")
     args = parser.parse_args()
     out = args.out or Path("runs") / ("between.gif" if args.between else "edit.png")
+    if out.suffix.lower() not in ([".gif"] if args.between else [".png", ".jpg", ".jpeg", ".webp"]):
+        raise InputError(f"--out should end in {'.gif' if args.between else '.png, .jpg or .webp'}, got {out.name}")
     out.parent.mkdir(parents=True, exist_ok=True)
     editor = Editor.from_pretrained(args.painter)
     if args.between:
