@@ -176,7 +176,8 @@ def test_the_example_edits_a_file_a_sheet_and_a_way(editor, picture, tmp_path, c
     picture.save(tmp_path / "a.png")
     Image.new("L", (16, 16), 255).save(tmp_path / "mask.png")
     given = [EXAMPLES / "image" / "edit.py", "--painter", editor.painter.name, "--out"]
-    for name, options, words in (("edit", [], "end in .png, .jpg or .webp, got edit"), ("way.png", ["--between", "a", "b"], "end in .gif, got way.png")):
+    for name, options, words in (("edit", [], "end in .png, .jpg or .webp, got edit"),
+                                 ("way.png", ["--between", "a", "b"], "end in .gif, got way.png")):
         with pytest.raises(SystemExit):
             run(*given, tmp_path / name, *options)
         assert words in capsys.readouterr().err
