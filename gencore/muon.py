@@ -9,7 +9,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)            # of Jordan's quintic: steep
 def orthogonal(matrix, steps=5):
     """(m,n) -> roughly the orthogonal matrix nearest to it: all singular values near 1.
 
-    In bfloat16 where the processor multiplies it faster (3 times on an EPYC); elsewhere it would be slower, emulated many times."""
+    In bfloat16 where the processor multiplies it faster than float32; where it is only emulated it would be many times slower."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()              # (m, n), m <= n
     x = wide.float()
     x = x / x.norm().clamp(min=1e-7)

@@ -123,7 +123,7 @@ SOLVER = {"algorithm_type": ("dpmsolver++",), "solver_order": (2,), "solver_type
           "euler_at_final": (False,), "final_sigmas_type": ("zero",), "thresholding": (False,), "trained_betas": (None,),
           "use_karras_sigmas": (False, None), "use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None),
           "use_lu_lambdas": (False, None), "variance_type": (None,), "use_dynamic_shifting": (False,), "rescale_betas_zero_snr": (False,)}
-UNCLIPPED = {"lambda_min_clipped": (None, -math.inf)}
+UNCLIPPED = {"lambda_min_clipped": (None, -math.inf)}          # read, never written: JSON has no word for its default
 FLOW_EULER = {"num_train_timesteps": (1000,), "use_dynamic_shifting": (False,), "invert_sigmas": (False,), "shift_terminal": (None,),
               "use_karras_sigmas": (False, None), "use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None),
               "stochastic_sampling": (False,)}

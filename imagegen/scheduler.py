@@ -54,8 +54,8 @@ def scheduler_of(given, schedule):
         with taking(named, "what this model's schedule says"):
             given = named.from_config(to_scheduler(schedule) | flow)
     config, known = dict(given if isinstance(given, dict) else given.config), inspect.signature(named.__init__).parameters
-    config = {field: json.loads(json.dumps(value, default=list)) for field, value in config.items()
-              if field in known and value != -math.inf}                                    # lambda_min_clipped's default, which JSON has no word for
+    config = {field: json.loads(json.dumps(value, default=lambda array: array.tolist())) for field, value in config.items()
+              if field in known and not (isinstance(value, float) and value == -math.inf)}     # lambda_min_clipped's default, no word of JSON's
     check_fits(named.__name__, config, schedule)
     return Scheduler(named, config)
 

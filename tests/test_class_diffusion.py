@@ -142,6 +142,15 @@ def test_schedulers_of_another_path_are_one_sentence_by_class_too(schedule, name
             model(1, steps=3, seed=0, sampler=getattr(diffusers, name))
 
 
+def test_a_scheduler_may_hold_an_array():
+    import diffusers
+    betas = diffusers.DDIMScheduler().betas.numpy()
+    model = Diffusion(tiny_unet())
+    by_array, by_class = (model(1, steps=3, seed=0, output_type="pt", sampler=sampler)
+                          for sampler in (diffusers.DDIMScheduler(trained_betas=betas, clip_sample=False), diffusers.DDIMScheduler))
+    torch.testing.assert_close(by_array, by_class, rtol=0, atol=1e-4)
+
+
 def test_a_whole_name_comes_before_a_part_of_another_and_numerals_by_their_size(tmp_path):
     assert class_numbers(["crane", "bird"], ("crane", "crane, bird"), 2) == [0, 1]
     for name in ("10", "9", "a", "1"):

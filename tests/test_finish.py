@@ -146,7 +146,7 @@ def test_pictures_without_classes_are_enough(tmp_path):
     assert read_any(tmp_path / "run" / "model").cfg.picture_channels == 3
 
 
-def test_a_run_stopped_between_two_parts_ends_like_one_that_was_not(tmp_path):
+def test_a_run_stopped_between_two_parts_ends_like_one_that_was_not(tmp_path, capsys):
     given = ["size=16", "parts.channels=[4,8]", "parts.latent=2", "parts.groups=2", "tower.steps=2", "tower.batch=4", "first.steps=2",
              "first.batch=4", "finish.steps=2", "finish.batch=4", "first.threads=1", "tower.threads=1", "finish.threads=1"]
     run(EXAMPLES / "image" / "autoencoder.py", "--out", tmp_path / "whole", *given)
@@ -157,3 +157,4 @@ def test_a_run_stopped_between_two_parts_ends_like_one_that_was_not(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(SystemExit):
         run(EXAMPLES / "image" / "autoencoder.py", "--out", tmp_path / "parted", *given, "--resume", "critic=0.2", "finish.steps=3")
+    assert "was begun with other settings (critic was 0.05, is 0.2)" in capsys.readouterr().err
