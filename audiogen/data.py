@@ -26,12 +26,14 @@ def read_clips(folder, sample_rate, *, split=None, on_error="stop"):
     if column is None or "speaker" not in rows.columns:
         raise DataError(f"{folder} needs the columns text and speaker beside each sound, it has {', '.join(rows.columns)}")
     for name, words, who in zip(rows.names, rows.column(column), rows.column("speaker")):
-        if words is None or who is None:
-            raise DataError(f"{name} has no {column if words is None else 'speaker'}: give it one, or take it out of the data")
+        if words is None or who is None or not str(words).strip():
+            raise DataError(f"{name} has no {'speaker' if who is None else column}: give it one, or take it out of the data")
+        if column == "digit" and words not in range(10):
+            raise DataError(f"{name}: digit should be a whole number from 0 to 9, got {words!r:.80}")
     clips = []
     for row in rows.checked(on_error):
         waveform = Audio(row["audio"], row["sample_rate"]).mono().resample(sample_rate).waveform[0]
-        text = DIGITS[row["digit"]] if column == "digit" else str(row["text"]).strip()
+        text = DIGITS[int(row["digit"])] if column == "digit" else str(row["text"]).strip()
         clips.append(Clip(level(waveform, sample_rate), text, str(row["speaker"])))
     return clips
 

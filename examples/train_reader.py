@@ -18,7 +18,7 @@ from pathlib import Path
 from gencore.check import command
 from gencore.config import override
 from gencore.data import hold_out
-from gencore.data_folder import image_folder
+from gencore.data_folder import held_out_split, image_folder
 from gencore.train import Run, new_accelerator
 from multimodal.data import caption_rows, folder_rows
 from multimodal.learn import LearnConfig, learn
@@ -64,8 +64,9 @@ def draw_shape(pen, shape: str, colour: str, place: tuple) -> None:
 
 def sources(data: Path, size: int) -> tuple[list, list]:
     """Rows to train on and rows to judge by: the folder's own splits, or one picture in ten held out."""
-    if any((data / name).exists() for name in ("test", "emoji", "test.parquet")):
-        return caption_rows(data, "train", size), caption_rows(data, "test", size)
+    held = "test" if (data / "emoji").is_dir() else held_out_split(data)
+    if held:
+        return caption_rows(data, "train", size), caption_rows(data, held, size)
     rows = image_folder(data)
     kept, held = (rows.select(part.indices) for part in hold_out(rows))
     return [folder_rows(kept, size)], [folder_rows(held, size)]

@@ -19,7 +19,7 @@ import torch
 
 from gencore.attention import AttentionConfig
 from gencore.check import command
-from gencore.config import override
+from gencore.config import Share, check_fields, override
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
 from gencore.layers import MLPConfig, NormConfig
@@ -42,10 +42,13 @@ class TextRun:
     heads: int = 4
     mlp: int = 344                  # width of the gated MLP
     tied: bool = True               # the head is the token table
-    dropout: float = 0.0            # on what each sublayer adds, in training: for a text that is read many times
+    dropout: Share = 0.0            # on what each sublayer adds, in training: for a text that is read many times
     prompt: str = "def "            # of the samples
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=16, lr=3e-3, muon_lr=1e-2, warmup=20, decay=0.4,
                                                                    eval_every=100, save_every=100))
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 NOVELIST = TextRun(vocab=8192, context=512, width=320, layers=6, heads=5, mlp=896, prompt="It was a dark night, and",
@@ -97,7 +100,8 @@ def main():
         print(f"\n--- step {step} ---\n{text}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(text, encoding="utf-8")
 
-    run = Run(args.out, resume=args.resume, extend=True, export=lambda model: model.files(dtype=torch.bfloat16), evaluate=evaluate, sample=sample,
+    run = Run(args.out, resume=args.resume, extend=True, plan={"dropout": cfg.dropout}, evaluate=evaluate, sample=sample,
+              export=lambda model: model.files(dtype=torch.bfloat16),
               card={"title": args.out.name, "Data": what, "Command": "python " + " ".join(sys.argv)})
     fit(lm, loss, TokenWindows(torch.tensor(ids), cfg.context, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: CausalLM.from_pretrained("{args.out}/model")', file=sys.stderr)

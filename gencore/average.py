@@ -9,6 +9,7 @@ import torch
 from gencore.check import CheckpointError, InputError, command
 from gencore.checkpoint import load_tensors, save_folder
 from gencore.digest import DIGESTS
+from gencore.folder import files_below
 
 
 def average(folders, out):
@@ -19,7 +20,7 @@ def average(folders, out):
         raise InputError(f"an average needs two folders or more, got {len(folders)}")
     first, *others = [Path(folder) for folder in folders]
     files = {}
-    for path in sorted(path for path in first.rglob("*") if path.is_file() and path.name != DIGESTS and path.suffix != ".md"):
+    for path in (path for path in files_below(first) if path.name != DIGESTS and path.suffix != ".md"):
         name = path.relative_to(first).as_posix()
         if path.suffix == ".safetensors":
             files[name] = mean([load_tensors(folder / name) for folder in (first, *others)], [first, *others])

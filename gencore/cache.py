@@ -6,7 +6,7 @@
 import torch
 
 from gencore.attention import head_sizes
-from gencore.check import InputError
+from gencore.check import InputError, whole
 
 
 class LayerCache:
@@ -50,12 +50,14 @@ class Cache:
         return (torch.arange(self.length, self.length + T, device=device),
                 torch.arange(self.first, self.length + T, device=device))
 
-    def check(self, rows, layers):
+    def check(self, rows, layers, dtype):
         """Made for this batch and this transformer, or InputError."""
         if len(self.layers) != layers:
             raise InputError(f"the cache was made for {len(self.layers)} layers, this transformer has {layers}")
         if self.layers[0].k.shape[0] != rows:
             raise InputError(f"the cache was made for {self.layers[0].k.shape[0]} rows, got {rows}: make another, or select() rows")
+        if self.layers[0].k.dtype != dtype:
+            raise InputError(f"the cache was made for {self.layers[0].k.dtype}, got {dtype}: make it with the model's dtype")
 
     def advance(self, T):
         self.length += T
@@ -65,6 +67,12 @@ class Cache:
         if not 0 <= length <= self.length:
             raise InputError(f"the cache holds {self.length} positions: it can't go back to {length}")
         self.length = length
+        self._begin_anew(length)
+
+    def _begin_anew(self, length):
+        """A cache that is empty has no memory either: the next one may be another."""
+        for layer in self.layers if length == 0 else ():
+            layer.memory = None
 
     def select(self, rows):
         """Keep (or repeat) these rows of the batch: beams, or a finished sequence dropped."""
@@ -133,4 +141,6 @@ class FixedCache(Cache):
         self.length += T
 
     def crop(self, length):
+        whole("length", length, 0, self.size)
         self.length.fill_(length)
+        self._begin_anew(length)

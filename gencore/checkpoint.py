@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +16,7 @@ import torch
 from gencore import digest
 from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameError, nearest, unknown
 from gencore.digest import DIGESTS
-from gencore.folder import appearing, recover, write_file
+from gencore.folder import appearing, carry, files_below, recover, write_file
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 INDEX = ".safetensors.index.json"
@@ -27,7 +26,7 @@ CARRIED_LIMIT = 1000            # files of somebody else that a save takes along
 def save_folder(folder, files):
     """{relative name: dict of tensors (*.safetensors), dict (*.json), str or bytes} -> a folder that appears by one rename.
 
-    An existing checkpoint is replaced; files in it that no save has written (notes, samples) stay. Adds digests.json."""
+    An existing checkpoint is replaced; what no save has written there (notes, samples, .git) stays. Adds digests.json."""
     folder = Path(folder).resolve()                             # a link to a folder stays a link
     for name, value in files.items():
         _check_file(name, value)
@@ -39,7 +38,7 @@ def save_folder(folder, files):
             entries = {name: digest.describe(fresh / name) for name in files}
             (fresh / DIGESTS).write_bytes(digest.digests_text(entries))
             for name in kept:
-                _carry(folder / name, fresh / name)
+                carry(folder / name, fresh / name)
     except OSError as error:
         raise CheckpointError(f"could not save {folder}: {error.strerror or error}; what was there before is unharmed") from error
 
@@ -49,7 +48,7 @@ def seal(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}: nothing to seal")
-    listed, found = _written(folder), {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    listed, found = _written(folder), {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
     entries = {name: digest.describe(path) for name, path in found.items()
                if path.name != DIGESTS and (name in listed or path.suffix in (".safetensors", ".json"))}
     write_file(folder / DIGESTS, digest.digests_text(entries))
@@ -152,7 +151,7 @@ def weights_digest(folder):
     folder = Path(folder)
     entries = digest.read_digests(folder)
     if entries is None:
-        found = {path.relative_to(folder).as_posix(): path for path in _files(folder) if path.suffix == ".safetensors"}
+        found = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path.suffix == ".safetensors"}
         entries = {name: {"tensors": digest.tensor_digests(path, digest.read_header(path))} for name, path in found.items()}
     lines = sorted(f"{PurePosixPath(file).parent}/{tensor} {sha256}"
                    for file, entry in entries.items() for tensor, sha256 in entry.get("tensors", {}).items())
@@ -175,6 +174,7 @@ def _check_file(name, value):
 
 
 def _write(path, value):
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,16 +183,23 @@ def _write(path, value):
         tensors = {name: _alone(tensor, seen) for name, tensor in value.items()}
         path.touch()
         mode = path.stat().st_mode                              # save_file itself makes files that nobody else may read
-        save_file(tensors, path, metadata={"format": "pt"})     # transformers wants the format
-        path.chmod(mode)
-    elif isinstance(value, Mapping):
         try:
-            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path.name} should hold only JSON values: {error}") from None
-        path.write_text(text, encoding="utf-8", newline="\n")
+            save_file(tensors, path, metadata={"format": "pt"})  # transformers wants the format
+        except SafetensorError as error:                        # a full disk, which it does not call an OSError
+            raise OSError(str(error)) from error
+        path.chmod(mode)
     else:
-        path.write_bytes(value.encode("utf-8") if isinstance(value, str) else value)
+        path.write_bytes(file_bytes(path.name, value))
+
+
+def file_bytes(name, value):
+    """What save_folder writes for a dict (*.json), str or bytes."""
+    if isinstance(value, Mapping):
+        try:
+            value = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} should hold only JSON values: {error}") from None
+    return value.encode("utf-8") if isinstance(value, str) else value
 
 
 def _alone(tensor, seen):
@@ -206,22 +213,25 @@ def _alone(tensor, seen):
 
 
 def _foreign_files(folder, files):
-    """Names of the files in an existing folder that no save has written; InputError where replacing would lose or confuse."""
+    """Names of what is in an existing folder that no save has written; InputError where replacing would confuse. Hidden files don't count."""
     if not folder.exists():
         return []
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder")
-    names, written = [], _written(folder)
-    for path in _files(folder):
+    names, hidden, written = [], [], _written(folder)
+    for path in files_below(folder, everything=True):
         name = path.relative_to(folder).as_posix()
         if name == DIGESTS or name in written or name in files:
+            continue
+        if name.startswith(".") or "/." in name:
+            hidden.append(name)
             continue
         if name.endswith((".safetensors", INDEX)):
             raise InputError(f"{folder} holds weights that were not saved by this toolkit ({name}): save into another folder")
         if len(names) == CARRIED_LIMIT:
             raise InputError(f"{folder} holds more than {CARRIED_LIMIT} other files ({names[0]}): save into a folder of its own")
         names.append(name)
-    return names
+    return names + hidden
 
 
 def _written(folder):
@@ -230,22 +240,6 @@ def _written(folder):
         return set(digest.parse_json((folder / DIGESTS).read_bytes(), folder / DIGESTS))
     except (OSError, CheckpointError):
         return set()
-
-
-def _carry(path, fresh):
-    """Takes a file along into the new folder, without copying it where the file system has links."""
-    fresh.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, fresh, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        shutil.copy2(path, fresh, follow_symlinks=False)
-
-
-def _files(folder):
-    """Yields the files under `folder` in order, hidden ones left out."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 # ---- reading ----

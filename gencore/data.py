@@ -127,12 +127,21 @@ def _epoch(seed, epoch, windows, room):
 
 
 def hold_out(dataset, share=0.1, seed=0):
-    """Data set without splits -> (most of it, the `share` held out), as torch Subsets; the choice is a function of the seed."""
+    """Data set without splits -> (most of it, the `share` held out), as torch Subsets, whose rows still vary where the data set's do (`at`); the
+    choice is a function of the seed."""
     count = max(1, round(share * len(dataset)))
     if count >= len(dataset):
         raise DataError(f"{len(dataset)} rows are too few to hold {count} out")
     order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
-    return torch.utils.data.Subset(dataset, sorted(order[count:])), torch.utils.data.Subset(dataset, sorted(order[:count]))
+    kind = VaryingSubset if hasattr(dataset, "at") else torch.utils.data.Subset
+    return kind(dataset, sorted(order[count:])), kind(dataset, sorted(order[:count]))
+
+
+class VaryingSubset(torch.utils.data.Subset):
+    """A Subset of a data set that gives its rows in other variants each epoch."""
+
+    def at(self, index, epoch):
+        return self.dataset.at(self.indices[index], epoch)
 
 
 def right_padded(token_lists, pad):

@@ -5,15 +5,16 @@ import csv
 import io
 import json
 import os
+import re
 import sysconfig
 import warnings
 from pathlib import Path
 
 from gencore.check import DataError, InputError
 from gencore.pictures import read_picture
-from gencore.sounds import read_sound
+from gencore.sounds import SAMPLES, read_sound
 
-SAMPLES = 256_000_000        # longer sound is refused before it is decoded (all channels together)
+TABLES = ("metadata.jsonl", "metadata.csv")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
@@ -69,11 +70,14 @@ class Rows:
 def learn_and_held_out(path=None):
     """Text for the examples: (texts to learn from, texts held out, what they are). path: as of `text_folder`; None = Python's standard library.
 
-    Held out are the rows whose column "split" says validation; without one, the last twentieth of each text."""
+    Held out is what lies in a split of its own (`held_out_split`), or the rows whose column "split" says validation; without one, the last
+    twentieth of each text, or one in twenty of texts too short for that."""
     if path is None:
         folder = Path(sysconfig.get_path("stdlib"))
         files = sorted(file for file in folder.glob("*.py") if file.stat().st_size > 4000)
         texts, what = [file.read_text(encoding="utf-8", errors="replace") for file in files], "Python's standard library"
+    elif held := held_out_split(path):
+        return text_folder(path, "train").column("text"), text_folder(path, held).column("text"), Path(path).name
     else:
         rows, what = text_folder(path), Path(path).name
         texts = rows.column("text")
@@ -82,8 +86,17 @@ def learn_and_held_out(path=None):
             parts = [[text for text, split in zip(texts, splits) if split == wanted] for wanted in ("train", "validation")]
             if all(parts):
                 return *parts, what
+    if max(map(len, texts)) < 200 and len(texts) > 1:                               # lines, not texts
+        return [text for i, text in enumerate(texts) if i % 20 != 1], texts[1::20], what
     cuts = [len(text) - len(text) // 20 for text in texts]
     return [text[:cut] for text, cut in zip(texts, cuts)], [text[cut:] for text, cut in zip(texts, cuts)], what
+
+
+def held_out_split(path):
+    """A folder -> "validation" or "test" where it has such a subfolder or parquet beside one called "train", else None."""
+    names = [child.name for child in Path(path).glob("*") if child.is_dir() or child.suffix == ".parquet"]
+    there = [split for split in ("train", "validation", "test") if any(re.fullmatch(rf"{split}|{split}(-.*)?\.parquet", name) for name in names)]
+    return there[1] if there[:1] == ["train"] and len(there) > 1 else None
 
 
 def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".txt",)):
@@ -92,7 +105,7 @@ def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".t
     `split` is a value of the column split, a subfolder, or the start of a file's name (train-00000-of-00002.parquet)."""
     _check_choice(on_error)
     path, split = _place(path, split, "text")
-    if (tables := _parquets(path)):
+    if tables := _parquets(path):
         return _named_text(_table(tables, split, "text"), text, "text")
     _no_split_left(path, split, "text")
     files = [path] if path.is_file() else _files(path, suffixes)
@@ -116,7 +129,7 @@ def text_folder(path, split=None, *, text="text", on_error="stop", suffixes=(".t
 def text_of_file(path):
     """A file in UTF-8 -> its text, or DataError."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_bytes().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except (UnicodeDecodeError, OSError) as error:
         reason = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise DataError(f"{path} is not a text file: {reason}") from error
@@ -152,7 +165,9 @@ def _media_folder(path, split, kind, *, text, on_error, check):
 def _media_files(path, kind, text, on_error):
     """Rows of a folder: by its metadata files, else by its subfolders, else (when no text is needed) just its files."""
     files = _files(path, IMAGES if kind == "image" else SOUNDS)
-    tables = [file for name in ("metadata.jsonl", "metadata.csv") for file in sorted(path.rglob(name))]
+    tables = sorted(Path(folder, name) for folder, below, names in _walk(path) for name in below + names if name in TABLES)
+    if twice := next((one.parent for one, other in zip(tables, tables[1:]) if one.parent == other.parent), None):
+        raise DataError(f"{twice} has a metadata.jsonl and a metadata.csv: take one away, else each file comes twice")
     entries, bad = [], []
     if tables:
         for table in tables:
@@ -192,7 +207,11 @@ def _metadata(table):
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
             if table.suffix == ".csv":
-                yield from enumerate(csv.DictReader(file, strict=True), 2)
+                for entry in (lines := csv.DictReader(file, strict=True)):
+                    number = lines.line_num
+                    if None in entry:
+                        raise DataError(f"{table} line {number} has more fields than its header names: put words with a comma into quotes")
+                    yield number, entry
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -211,8 +230,7 @@ def _metadata(table):
 
 def _beside(table, number, entry):
     """Path of the file that a metadata line names; it must lie in the metadata's own folder."""
-    name = entry.get("file_name")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name := entry.get("file_name"), str) or not name:
         raise DataError(f"{table} line {number} has no file_name (it has {', '.join(map(str, entry))})")
     file = table.parent / name
     try:
@@ -274,17 +292,24 @@ def _table(files, split, kind):
             raise DataError(f"{file} has other columns than {files[0].name}: name the one file that is meant")
         tables.append(table)
         names += [f"{file} row {i}" for i in range(len(table))]
-    table = pa.concat_tables(tables, promote_options="permissive")
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{files[0]} and the others hold other kinds of values under one name: {str(error).splitlines()[0]}") from error
     if split and not by_name:
         if "split" not in table.schema.names:
             raise DataError(f'{files[0].parent} has no split "{split}": expected a split column, a subfolder or a file of that name')
-        known = sorted(set(table["split"].to_pylist()) - {None})
-        keep = pc.equal(table["split"], split).fill_null(False)
+        try:
+            splits = table["split"].cast(pa.string())
+        except pa.ArrowException:
+            raise DataError(f"{files[0]}: the column split should hold words, such as train, it holds {table['split'].type}") from None
+        known = sorted(set(splits.to_pylist()) - {None})
+        keep = pc.equal(splits, split).fill_null(False)
         names = [name for name, kept in zip(names, keep.to_pylist()) if kept]
         table = table.filter(keep)
         if not names:
-            raise DataError(f'{files[0]} has no split "{split}": its splits are {", ".join(map(str, known))}')
-    rows = Rows({name: table[name].combine_chunks() for name in table.schema.names}, names)
+            raise DataError(f'{files[0]} has no split "{split}": its splits are {", ".join(known)}')
+    rows = Rows({name: table[name] for name in table.schema.names}, names)
     _not_empty(rows, files[0], kind, [])
     return rows
 
@@ -326,15 +351,25 @@ def _parquets(path):
 
 
 def _files(path, suffixes):
-    """Files below `path`, in linked folders too, with one of these suffixes, sorted by path; hidden ones are left alone."""
-    found, seen = [], set()
-    for folder, below, names in os.walk(path, followlinks=True):
+    """Files below `path` with one of these suffixes, sorted by path."""
+    found = (Path(folder, name) for folder, _, names in _walk(path) for name in names if Path(name).suffix.lower() in suffixes)
+    return sorted(filter(Path.is_file, found))
+
+
+def _walk(path):
+    """os.walk into linked folders too, each folder once; hidden ones and hidden files are left alone."""
+    seen = set()
+    for folder, below, names in os.walk(path, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(folder)
         below[:] = [] if real in seen else [name for name in below if not name.startswith(".")]       # links in a circle
         if real not in seen:
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
+            yield folder, below, [name for name in names if not name.startswith(".")]
         seen.add(real)
-    return sorted(file for file in found if file.suffix.lower() in suffixes and file.is_file())
+
+
+def _unreadable(error):
+    """For os.walk, which would leave such a folder out without a word."""
+    raise DataError(f"{error.filename} can't be read: {error.strerror}") from error
 
 
 def _not_empty(rows, path, kind, bad):
@@ -351,8 +386,7 @@ def _without(rows, good, bad):
     kept.skipped = [*rows.skipped, *bad]
     if not len(kept):
         raise DataError(f"not one file can be read: {bad[0]}")
-    listed = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
-    warnings.warn(f"left out {len(bad)} of {len(kept) + len(bad)} files: {listed}", stacklevel=3)
+    warnings.warn(f"left out {len(bad)} of {len(kept) + len(bad)} files: {'; '.join(bad[:3] + ['...'] * (len(bad) > 3))}", stacklevel=3)
     return kept
 
 

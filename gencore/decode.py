@@ -13,8 +13,10 @@ conditioned ones first:
     pattern.gather(torch.stack(all_codes, -1))                    # (B, K, T)
 """
 import warnings
+import weakref
 from contextlib import contextmanager
 from types import FunctionType
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -42,17 +44,18 @@ def decode(logits, step, pick, *, limit, ended=None):
 
 def picker(sampling, generators=None, *, seen=None):
     """`pick` for decode: logits (B,V) or (B,K,V) -> tokens. seen: (B,T) ids of the prompt, for the repetition penalty of words."""
-    history = [] if seen is None else [seen]
+    said = seen
 
     def pick(logits, n):
+        nonlocal said
         if logits.ndim == 3:
             B, K, V = logits.shape
             each = [g for g in generators for _ in range(K)] if isinstance(generators, (list, tuple)) else generators
             return choose(logits.reshape(B * K, V), sampling, each).view(B, K)
         if sampling.repetition_penalty == 1.0:
             return choose(logits, sampling, generators)
-        ids = choose(logits, sampling, generators, seen=torch.cat(history, 1) if history else None)
-        history.append(ids[:, None])
+        ids = choose(logits, sampling, generators, seen=said)
+        said = ids[:, None] if said is None else torch.cat((said, ids[:, None]), 1)
         return ids
 
     return pick
@@ -76,7 +79,7 @@ def guided(logits, step, scale):
 
 
 def _guided_half(logits, scale):
-    cond, null = logits.chunk(2)
+    cond, null = logits.float().chunk(2)
     return guide(cond.masked_fill(cond.isinf(), -1e9), null.masked_fill(null.isinf(), -1e9), scale)      # inf - inf is no number
 
 
@@ -123,13 +126,21 @@ class Stepper:
 
 @contextmanager
 def resting(model):
-    """While open, the model is in eval mode."""
-    training = model.training
-    model.eval()
+    """While open, the model is in eval mode; where several are open at once, as two streams may be, until the last is closed."""
+    if not _resting.get(model):
+        _resting[model] = [model.training, 0]
+        model.eval()
+    state = _resting[model]
+    state[1] += 1
     try:
         yield model
     finally:
-        model.train(training)
+        state[1] -= 1
+        if not state[1]:
+            model.train(_resting.pop(model)[0])
+
+
+_resting = WeakKeyDictionary()          # {model: [whether it was training, how many rest in it]}
 
 
 def left_padded(prompts, pad, *, extra=0):
@@ -153,18 +164,23 @@ class CompiledStep:
     """A step over a FixedCache, compiled once for its sizes and used again for every text."""
 
     def __init__(self, forward, cfg, size, *, like):
+        self.latest = lambda: None                                                # the text that is under way, if any
         self.cache = FixedCache(cfg, 1, size, dtype=like.dtype, device=like.device)
         self.plain = lambda ids: forward(ids, cache=self.cache)
         self.fast = compiled(self.plain, like.device)
 
     def stepper(self):
-        """A Stepper that begins an empty text: an eager prefill, then compiled steps."""
-        self.cache.length.zero_()
+        """A Stepper that begins an empty text: an eager prefill, then compiled steps. None while another's text is under way in the cache."""
+        if self.latest() is not None:
+            return None
+        self.cache.crop(0)
 
         def forward(ids, *, mask, positions, cache):
             return self.fast(ids) if ids.shape[1] == 1 else self.plain(ids)
 
-        return Stepper(forward, self.cache)
+        stepper = Stepper(forward, self.cache)
+        self.latest = weakref.ref(stepper)
+        return stepper
 
 
 def compiled(function, device="cpu"):

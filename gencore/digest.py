@@ -187,6 +187,13 @@ def check_bytes(path, raw):
         raise CheckpointError(f"{path} differs from its digest; {ON_PURPOSE}")
 
 
+def check_file(path):
+    """check_bytes, of a file that is read block by block."""
+    entry = find_digest(path)
+    if entry is not None and _file_digest(path) != entry["sha256"]:
+        raise CheckpointError(f"{path} differs from its digest; {ON_PURPOSE}")
+
+
 def _entry(path, name, value, start):
     """One value of the header -> Entry, checked against itself."""
     where = f'{path}: header: tensor "{name}"'

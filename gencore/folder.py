@@ -28,7 +28,8 @@ def appearing(folder):
         yield fresh
         for place, _, files in os.walk(fresh, topdown=False):
             for name in files:
-                _flush(os.path.join(place, name))
+                if os.path.isfile(os.path.join(place, name)):   # neither a link that leads nowhere nor a socket
+                    _flush(os.path.join(place, name))
             _flush(place)
         _put(fresh, folder)
         _flush(folder.parent)
@@ -57,6 +58,29 @@ def sweep(folder):
             shutil.rmtree(stray, ignore_errors=True)
     if folder.exists():
         shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def files_below(folder, *, everything=False):
+    """Yields the files under `folder` in order; with `everything` hidden ones too, links to folders, and folders in which nothing is."""
+    for place, folders, names in os.walk(folder):
+        if everything:
+            yield from (Path(place, name) for name in sorted(folders) if os.path.islink(os.path.join(place, name)))
+            if not folders and not names and Path(place) != Path(folder):
+                yield Path(place)
+        folders[:] = sorted(name for name in folders if everything or not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names) if everything or not name.startswith("."))
+
+
+def carry(path, fresh):
+    """Takes a file, a link or an empty folder along into the new folder, without copying where the file system has links."""
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        return fresh.mkdir(exist_ok=True)
+    try:
+        os.link(path, fresh, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(path, fresh, follow_symlinks=False)
+    return None
 
 
 @contextlib.contextmanager

@@ -146,6 +146,9 @@ def check_strength(config, folder):
     for pattern in config.get("alpha_pattern") or {}:
         try:
             re.compile(pattern)
+            if len(re.findall(r"[*+{]", pattern)) > 3 or re.search(r"\)[*+{]", pattern):
+                raise CheckpointError(f"{folder / 'adapter_config.json'}: alpha_pattern {pattern!r:.80} could take for ever to compare: expected at "
+                                      "most three repeats (*, +, {) in it, and none of a group")
         except re.error as error:
             raise CheckpointError(f"{folder / 'adapter_config.json'}: alpha_pattern {pattern!r:.80} is no regular expression: {error}") from None
     for alpha in alphas:

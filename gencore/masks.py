@@ -127,6 +127,8 @@ class Mask:
         for name, tensor in (("keep", self.keep), ("documents", self.groups)):
             if tensor is not None and tensor.shape[1] < slots:
                 raise InputError(f"{name} covers {tensor.shape[1]} slots, the attention looks at {slots}: give a column for each")
+        if self.blocks is not None and min(self.blocks.shape[-2:]) < slots:
+            raise InputError(f"visible covers {tuple(self.blocks.shape[-2:])} slots, the attention looks at {slots}: make it larger")
         layout = None if self.sparse is None else self.sparse.layout
         if layout is not None and min(layout.shape) * self.sparse.size < slots:
             raise InputError(f"the layout covers {min(layout.shape)} x {self.sparse.size} slots, the attention looks at {slots}: make it larger")
@@ -190,7 +192,9 @@ def prefix(lengths):
 
 def blocks(visible):
     """visible (T, S) or (B, 1, T, S) bool over all slots: any pattern at all."""
-    return Mask(blocks=visible)
+    if visible.dim() not in (2, 4) or visible.dim() == 4 and visible.shape[1] != 1:
+        raise InputError(f"visible should be (T, S) or (B, 1, T, S), got {tuple(visible.shape)}")
+    return Mask(blocks=visible.bool())
 
 
 def sparse(*, width=0, stride=None, first=0):

@@ -32,6 +32,11 @@ class RotaryConfig:
         check_fields(self)
         check_values(self.scaling or {}, SCALING, "RotaryConfig.scaling.")
 
+    @property
+    def by_length(self):
+        """Whether the rates depend on how long the text is."""
+        return scaling_type(self) in ("dynamic", "longrope")
+
 
 class Rotary:
     """Tables of one configuration for heads of `width`; what does not depend on the positions is made once."""
@@ -41,7 +46,6 @@ class Rotary:
         axes = (self.width,) if cfg.axes is None else cfg.axes
         if sum(axes) != self.width or any(a % 2 for a in axes):
             raise ConfigError(f"rotary axes should be even and sum to {self.width}, got {axes} (of the width of a head, head_dim {width})")
-        self.by_length = scaling_type(cfg) in ("dynamic", "longrope")
         self.rates, self.factor = self._rates(1)
 
     def _rates(self, length):
@@ -57,7 +61,7 @@ class Rotary:
         """positions (T,), (B,T), or (...,T,A) with axes -> (cos, sin, interleaved); cos, sin (B or 1, 1, T, r).
 
         sin carries the sign of the rotation, so that `rotate` is one product and one fused multiply-add."""
-        if self.by_length:                                                                    # the text decides
+        if self.cfg.by_length:                                                                # the text decides
             self.rates, self.factor = self._rates(int(positions.max()) + 1)
         if self.rates.device != positions.device:
             self.rates = self.rates.to(positions.device)
@@ -242,6 +246,9 @@ class RelativeConfig:
 
     def __post_init__(self):
         check_fields(self)
+        exact = self.buckets // (2 if self.two_way else 1) // 2
+        if self.kind == "t5" and not 1 <= exact < self.distance:
+            raise ConfigError(f"buckets should leave some for distances from 1 to {self.distance}, half of those of a side, got {self.buckets}")
 
 
 class RelativeBias(nn.Module):

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import tempfile
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from gencore.checkpoint import resolve, weights_digest
 from gencore.digest import parse_json, words_digest
 from gencore.folder import write_file, writing
 from gencore.metadata import LIMIT, png_text, png_with_text, wav_comment, wav_samples, wav_with_comment
+from gencore.sounds import SAMPLES
 
 PACKAGES = {"text": "textgen", "chat": "textgen", "audio": "audiogen", "caption": "multimodal",                             # who makes which kind
             "image": "imagegen", "gan": "imagegen", "edit": "imagegen", "control": "imagegen", "diffusion": "imagegen"}
@@ -53,7 +55,7 @@ class Recipe:
     def __post_init__(self):
         for name in ("kind", "model", "digest"):
             value = getattr(self, name)
-            if not isinstance(value, str) or not value or not value.isprintable() or len(value) > 4096:
+            if not isinstance(value, str) or not value or _broken(value) or len(value) > 4096:
                 raise InputError(f"recipe: {name} should be a short text, got {value!r:.80}")
         if type(self.seed) is not int or self.seed not in SEEDS:
             raise InputError(f"recipe: seed should be a whole number of 64 bits, got {self.seed!r:.80}")
@@ -151,7 +153,7 @@ def find(raw):
     if raw[:4] == b"RIFF":
         return wav_comment(raw)
     if raw[:4] == b"fLaC":
-        comment, _ = _flac(raw)
+        comment = _flac(raw, lambda file: file.comment)
         return comment.encode() if comment.startswith("{") else None
     return None
 
@@ -247,7 +249,7 @@ def _same(output, path):
         if path.suffix.lower() == ".wav":
             return wav_samples(_bytes(again)) == wav_samples(_bytes(path))
         if path.suffix.lower() == ".flac":
-            return _flac(_bytes(again))[1] == _flac(_bytes(path))[1]
+            return _flac(_bytes(again), _samples) == _flac(_bytes(path), _samples)
         if path.suffix.lower() == ".png":
             return _same_pixels(again, path)
         return _bytes(again) == _bytes(path)
@@ -262,15 +264,27 @@ def _same_pixels(one, other):
 
 # ---- small parts ----
 
-def _flac(raw):
-    """(comment, (rate, samples as bytes)) of a FLAC file."""
+def _broken(text):
+    """Whether a text holds control characters. Spaces of every kind, and bytes that are no UTF-8, are in the names of folders."""
+    return any(unicodedata.category(character) == "Cc" for character in text)
+
+
+def _flac(raw, wanted):
+    """The bytes of a FLAC file -> wanted(it, opened)."""
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
-            return file.comment, (file.samplerate, file.read(dtype="int32", always_2d=True).tobytes())
+            return wanted(file)
     except soundfile.LibsndfileError as error:
         raise InputError(f"the FLAC can't be read: {error}") from None
+
+
+def _samples(file):
+    """An opened sound -> (rate, samples as bytes); InputError when it has more than a data folder's may have."""
+    if file.frames * file.channels > SAMPLES:
+        raise InputError(f"the FLAC has {file.frames * file.channels:,} samples, at most {SAMPLES:,} are read")
+    return file.samplerate, file.read(dtype="int32", always_2d=True).tobytes()
 
 
 def _line(values):

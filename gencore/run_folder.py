@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from gencore.check import CheckpointError
+from gencore.check import CheckpointError, ConfigError
 from gencore.checkpoint import save_folder
+from gencore.digest import check_file, parse_json
 
 STATE = "training_state.pt"
 UNSTATED = {"Data": "Not stated: say what this was trained on, and whose it is.",
@@ -36,6 +37,20 @@ class Run:
 
     def path(self, *names):
         return Path(self.folder).joinpath(*names)
+
+
+def make_folder(run):
+    """Makes the run folder; ConfigError where that can't be, or where files lie that a run would write over and no run has written."""
+    try:
+        run.path().mkdir(parents=True, exist_ok=True)
+        ours = not run.path("config.json").exists() or {"steps", "lr"} <= parse_json(run.path("config.json").read_bytes(), "config.json").keys()
+    except CheckpointError:                                                          # no JSON: not ours
+        ours = False
+    except OSError as error:
+        raise ConfigError(f"can't make the run folder {run.folder}: {error.strerror}; choose another folder") from error
+    written = [name for name in ("config.json", "README.md", "metrics.jsonl", "model") if run.path(name).exists()]
+    if written and (not ours or "config.json" not in written):
+        raise ConfigError(f"{run.folder} holds a {written[0]} that is of no run: choose another folder, so that it is not written over")
 
 
 def checkpoints(run):
@@ -66,6 +81,7 @@ def load_state(folder):
     """Checkpoint folder -> its training state on the CPU. Nothing but tensors and plain values is ever read."""
     path = Path(folder) / STATE
     try:
+        check_file(path)                                                             # torch's reader takes flipped bits as they are
         state = torch.load(path, map_location="cpu", weights_only=True)
         if missing := [name for name in STATE_HOLDS if name not in state]:
             raise KeyError(missing[0])
@@ -82,14 +98,16 @@ def append_metrics(run, row):
 
 
 def read_metrics(run):
-    """Lines of metrics.jsonl as dicts; a line cut off by a crash is left out."""
+    """Lines of metrics.jsonl as dicts; a line cut off by a crash, or of something else, is left out."""
     path = run.path("metrics.jsonl")
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
     return rows
 
 
@@ -122,6 +140,17 @@ def draw_loss(run):
     figure.savefig(run.path("loss.png"), dpi=120)
 
 
+def filled_in(run):
+    """{heading: text} of what was asked for in the run's last card, and has been filled in there or in that of its model."""
+    found = {}
+    for path in (run.path("model", "README.md"), run.path("README.md")):
+        sections = re.split(r"^## (.+)\n", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)[1:] if path.is_file() else []
+        for heading, text in zip(sections[::2], sections[1::2]):
+            if heading in UNSTATED and text.strip() not in (UNSTATED[heading], ""):
+                found[heading] = text.strip()
+    return found
+
+
 def model_card(run, config, seconds):
     """Text of README.md: what the caller's card says, the last figures, the settings and the time."""
     rows = read_metrics(run)
@@ -130,7 +159,7 @@ def model_card(run, config, seconds):
         last.update(row)
     lines = [f"# {run.card.get('title', Path(run.folder).resolve().name)}", ""]
     command = f"```\n{shlex.join(['python', *sys.argv])}\n```"
-    for heading, text in {"Command": command, **UNSTATED, **run.card}.items():
+    for heading, text in {"Command": command, **UNSTATED, **filled_in(run), **run.card}.items():
         if heading != "title":
             lines += [f"## {heading}", "", str(text), ""]
     lines += ["## Figures", "", "| figure | value |", "|---|---|"]
@@ -138,4 +167,4 @@ def model_card(run, config, seconds):
     lines += ["", "## Training", "", f"- {last.get('step', 0):,} of {config['steps']:,} steps, {seconds / 60:.1f} minutes of CPU time",
               f"- torch {torch.__version__}, {torch.get_num_threads()} threads"]
     lines += [f"- {name}: {value}" for name, value in config.items()]
-    return "\n".join(lines) + "\n"
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace").decode()     # a folder's name may be no UTF-8

@@ -128,7 +128,7 @@ def noise_like(x, generator):
 def pairs(levels):
     """levels (S+1,) -> (now, after) float tensors, falling."""
     levels = torch.as_tensor(levels)
-    if levels.dim() != 1 or bool((levels.diff() >= 0).any()) or bool((levels < 0).any()):
+    if levels.dim() != 1 or not bool((levels.diff() < 0).all()) or not bool((levels >= 0).all()):
         raise InputError(f"levels should be one falling row, none below 0, got {levels.tolist()!r:.80}")
     return zip(levels[:-1], levels[1:])
 

@@ -5,6 +5,7 @@ import os
 
 from gencore.check import DataError
 
+SAMPLES = 256_000_000           # a longer sound is refused before it is decoded (all channels together)
 STREAMED = 0x7FFFF000           # a size of at least this, or 0, in a WAV's header: its writer could not go back to fill it in
 
 

@@ -35,9 +35,9 @@ class StepLinear(nn.Linear):
 
 
 def step_linears(module):
-    """Replaces every nn.Linear with float32 weights on the CPU inside the module, in place; called again, it reads their weights anew."""
+    """Replaces every nn.Linear with float32 weights on the CPU inside the module, in place; called again, it reads the weights of all anew."""
     for name, child in module.named_children():
-        if type(child) in (nn.Linear, StepLinear) and child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
+        if type(child) is StepLinear or type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
             setattr(module, name, StepLinear(child))
         else:
             step_linears(child)

@@ -120,8 +120,8 @@ class Tokenizer:
         """Files of a Hub tokenizer, for gencore.checkpoint.save_folder."""
         config = {key: value for key, value in self.config.items() if key != "chat_template"}
         files = {"tokenizer.json": json.loads(self.engine.to_str()), "tokenizer_config.json": config}
-        if self.config.get("chat_template"):
-            files["chat_template.jinja"] = self.config["chat_template"]
+        if self.chat_template:
+            files["chat_template.jinja"] = self.chat_template
         return files
 
     @classmethod
@@ -137,6 +137,8 @@ class Tokenizer:
             engine = Engine.from_file(str(path))
         except Exception as error:                             # the library raises bare Exception
             raise CheckpointError(f"{path} can't be read: {error}") from error
+        engine.no_truncation()                                 # what a file has of both is for training's batches: prompts are neither cut nor filled
+        engine.no_padding()
         config, said = (read_json(path) if belongs(path) else {} for path in (config_path, folder / "special_tokens_map.json"))
         of_class = BERT_ROLES if type(engine.model).__name__ == "WordPiece" else {}
         for role in SPECIAL_ROLES:
@@ -147,6 +149,7 @@ class Tokenizer:
                 raise CheckpointError(f'{config_path}: field "{role}" should be a token, got {config[role]!r:.80}')
         if belongs(template):
             config["chat_template"] = read_text(template, limit=TEMPLATE_BYTES)
+        check_template(config.get("chat_template"), config_path)
         return cls(engine, config)
 
 
@@ -199,6 +202,13 @@ def checked_messages(messages):
             raise InputError(f'message {number}: the role should be a word such as "user", got {message["role"]!r:.80}')
         check_characters(f"message {number}", message["content"])
     return list(messages)
+
+
+def check_template(value, path):
+    """CheckpointError unless a configuration's chat_template is a text, or [{"name", "template"}, ...]."""
+    each = value if isinstance(value, list) else [{"template": value}]
+    if value is not None and not all(isinstance(one, dict) and isinstance(one.get("template"), str) for one in each):
+        raise CheckpointError(f"{path}: chat_template should be a text, or several as name and template, got {value!r:.80}")
 
 
 def check_texts(texts):

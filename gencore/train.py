@@ -14,16 +14,25 @@ import torch
 from torch import nn
 
 from gencore.check import CheckpointError, CommonthreadError, ConfigError, DataError
-from gencore.checkpoint import save_folder
+from gencore.checkpoint import file_bytes, save_folder
 from gencore.config import to_dict
 from gencore.optim import EMA, Optimizers, make_optimizer, scale_gradients, schedule
 from gencore.processor import multiplies_bfloat16
-from gencore.run_folder import Run, append_metrics, checkpoints, draw_loss, load_state, model_card, save_checkpoint, truncate_metrics
+from gencore.run_folder import (
+    Run,
+    append_metrics,
+    checkpoints,
+    draw_loss,
+    load_state,
+    make_folder,
+    model_card,
+    save_checkpoint,
+    truncate_metrics,
+)
+from gencore.train_config import TrainConfig, check_same_config
 from gencore.watch import Pace, StopSignals
 
 __all__ = ["Run", "TrainConfig", "TrainingError", "TrainingStopped", "fit"]
-
-FREE_TO_CHANGE = ("threads", "save_every", "eval_every")     # fields that may differ when a run is resumed
 
 
 class TrainingError(CommonthreadError):
@@ -32,28 +41,6 @@ class TrainingError(CommonthreadError):
 
 class TrainingStopped(SystemExit):
     """Raised after Ctrl-C or SIGTERM once the checkpoint is written: ends a script without a traceback (code 130 or 143)."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    steps: int = 1000               # optimizer steps
-    batch: int = 32                 # rows of one step, over all processes
-    accumulate: int = 1             # micro-batches in a step; divides the rows of a process
-    lr: float = 1e-3                # peak rate of AdamW
-    muon_lr: float | None = None    # peak rate of Muon on the matrices inside blocks; None = AdamW for all
-    warmup: int = 100               # steps of linear rise
-    decay: float = 0.3              # last share of the steps, over which the rate falls linearly to 0
-    weight_decay: float = 0.1       # decoupled; not on norms and biases
-    clip: float | None = 1.0        # largest gradient norm; None = no clipping
-    ema: float | None = None        # decay of the running average that is exported; None = the weights themselves
-    precision: str = "float32"      # "float32"; "bf16": autocast over float32 weights; "auto": bf16 where the processor is faster by it
-    eval_every: int = 0             # steps between evaluations and samples; 0 = only at the end
-    save_every: int = 500           # steps between checkpoints; 0 = only at the end
-    seed: int = 0                   # of dropout, noise and everything else that fit draws
-    threads: int | None = None      # CPU threads; None = as torch has it
-
-    def __post_init__(self):
-        check_config(self)
 
 
 @dataclass
@@ -299,17 +286,20 @@ def start(model, loss, config, *, run, optimizer):
         raise ConfigError(f"{run.folder} already holds a run at step {step}: resume it (resume=True, --resume) or choose another folder")
     if state:
         check_same_config(state["config"] | state.get("plan", run.plan), to_dict(config) | run.plan, run)
+        if state["step"] > config.steps:
+            raise ConfigError(f"{run.folder} is at step {state['step']:,} already: give as many steps or more, got {config.steps:,}")
         load_weights(model, state["model"], run)
     objective, *parts = accelerator.prepare(Objective(model, loss).train(), *optimizer(model, config).parts)
     ema = EMA(model, config.ema) if config.ema else None
     work = Work(model, objective, Optimizers(parts), accelerator, config, run, home, ema)
     if accelerator.is_main_process:
-        run.path().mkdir(parents=True, exist_ok=True)
+        make_folder(run)
     if state:
         work.optimizer.load_state_dict(state["optimizer"])
         if ema:
             ema.load_state_dict(state["ema"])
         work.step, work.cpu_seconds = state["step"], state["cpu_seconds"]
+        check_same_files(work, checkpoints(run)[-1][1])
         work.say(f"resumed {run.folder} at step {work.step}")
     elif run.resume:
         work.say(f"nothing to resume in {run.folder}: starting at step 0")
@@ -330,31 +320,13 @@ def load_weights(model, saved, run):
     model.load_state_dict(saved)
 
 
-def check_same_config(saved, now, run):
-    """A resumed run goes on under the settings it began with."""
-    free = FREE_TO_CHANGE + (("steps",) if run.extend else ())
-    differs = [f"{name} was {saved.get(name)!r}, is {value!r}" for name, value in now.items()
-               if saved.get(name) != value and name not in free]
-    if differs:
-        raise ConfigError(f"{run.folder} was begun with other settings ({'; '.join(differs)}): use those, or start in another folder")
-
-
-def check_config(config):
-    """Ranges that a dataclass can't express."""
-    for name in ("steps", "batch", "accumulate"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} should be at least 1, got {getattr(config, name)}")
-    if config.precision not in ("float32", "bf16", "auto"):
-        raise ConfigError(f'precision should be "float32", "bf16" or "auto", got "{config.precision}"')
-    for name in ("seed", "warmup", "eval_every", "save_every"):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{name} should be 0 or more, got {getattr(config, name)}")
-    if config.seed >= 2 ** 63:
-        raise ConfigError(f"seed should be below 2**63, got {config.seed}")
-    if not 0 <= config.decay <= 1:
-        raise ConfigError(f"decay is the share of steps over which the rate falls: expected 0 to 1, got {config.decay}")
-    if config.lr <= 0 or (config.muon_lr is not None and config.muon_lr <= 0):
-        raise ConfigError(f"lr and muon_lr should be above 0, got {config.lr} and {config.muon_lr}")
+def check_same_files(work, folder):
+    """ConfigError where the run would now write other files beside its weights than it did: a tokenizer of other data, another base's shape."""
+    for name, content in export(work).items():
+        known = name != "README.md" and not name.endswith(".safetensors") and (folder / name).is_file()
+        if known and (folder / name).read_bytes() != file_bytes(name, content):
+            raise ConfigError(f"{work.run.folder} was begun with another {name}: resume it with the data, the base and the settings that it had, or "
+                              "start in another folder")
 
 
 def finish(work):

@@ -138,7 +138,7 @@ class Transformer(nn.Module):
         if cache is None:
             query = key = torch.arange(T, device=x.device)
         else:
-            cache.check(B, len(self.blocks))
+            cache.check(B, len(self.blocks), x.dtype)
             query, key = cache.reserve(T)
         positions = query if positions is None else positions
         self._check(B, T, positions, memory=memory, cond=cond)

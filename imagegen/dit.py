@@ -138,7 +138,7 @@ class PromptCache:
     def __init__(self):
         self.layers = defaultdict(PromptLayer)
 
-    def check(self, batch, layers):
+    def check(self, batch, layers, dtype):
         """Any batch will do; the layers are the transformer's."""
 
     def reserve(self, count):

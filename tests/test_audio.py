@@ -2,6 +2,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -218,3 +219,31 @@ def test_windows_are_a_function_of_the_step(tmp_path):
     assert data.batch(3)["waveform"].shape == (4, 1, 1024) and data.batch(3)["waveform"].equal(data.batch(3)["waveform"])
     assert not data.batch(3)["waveform"].equal(data.batch(4)["waveform"])
     assert torch.cat([data.batch(3, rank, 2)["waveform"] for rank in (0, 1)]).equal(data.batch(3)["waveform"])
+
+
+def test_a_recipe_is_found_in_a_flac_without_its_samples(tmp_path, monkeypatch):
+    import soundfile
+    recipe = Recipe.made("audio", "/with a　space /speaker", "0" * 16, inputs={"text": "one"}, seed=1, settings={})
+    sound = replace(tone(), recipe=recipe)
+    sound.save(tmp_path / "a.flac")
+
+    def refused(*args, **options):
+        raise AssertionError("samples were decoded")
+    monkeypatch.setattr(soundfile.SoundFile, "read", refused)
+    assert read(tmp_path / "a.flac") == recipe
+    with pytest.raises(InputError, match="model should be a short text"):
+        Recipe.made("audio", "a\nb", "0" * 16, inputs={}, seed=1, settings={})
+
+
+@pytest.mark.parametrize("digit", ["12", "-1", "1.5", '"3"'])
+def test_digits_that_are_none_are_refused(digit, tmp_path):
+    tone(seconds=0.1).save(tmp_path / "a.wav")
+    line = '{"file_name": "a.wav", "digit": %s, "speaker": "me"}'
+    (tmp_path / "metadata.jsonl").write_text(line % digit)
+    with pytest.raises(DataError, match="a.wav: digit should be a whole number from 0 to 9"):
+        read_clips(tmp_path, 8000)
+    (tmp_path / "metadata.jsonl").write_text(line % "7")
+    assert read_clips(tmp_path, 8000)[0].text == "seven"
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.wav", "text": "  ", "speaker": "me"}')
+    with pytest.raises(DataError, match="a.wav has no text: give it one"):
+        read_clips(tmp_path, 8000)

@@ -43,3 +43,10 @@ def test_other_models_have_no_average(folders, tmp_path):
     with pytest.raises(CheckpointError, match="no .safetensors file"):
         average([tmp_path / "d", tmp_path / "d"], out)
     assert not out.exists()
+
+
+def test_hidden_files_of_a_folder_are_no_part_of_its_model(folders, tmp_path):
+    one, two = folders("a", 1.0), folders("b", 2.0)
+    (one / ".gitattributes").write_text("*.safetensors filter=lfs")
+    average([one, two], tmp_path / "out")
+    assert not (tmp_path / "out" / ".gitattributes").exists() and len(load_tensors(tmp_path / "out")) == 1

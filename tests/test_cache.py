@@ -184,3 +184,25 @@ def test_a_cache_of_another_shape_is_refused():
 def test_a_cache_without_room_is_refused(make):
     with pytest.raises(InputError, match="should be at least 1"):
         make()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@torch.no_grad()
+def test_a_cache_that_is_emptied_takes_another_memory(cache):
+    cfg = KINDS["t5"]
+    model, given = made(cfg)
+    x, kept, other = torch.randn(B, 4, D), CACHES[cache](cfg, B, T), {"memory": Memory(torch.randn(B, 5, 12))}
+    first = model(x, causal(), cache=kept, **given)
+    kept.crop(0)
+    second = model(x, causal(), cache=kept, **other)
+    close(second, model(x, causal(), **other))
+    assert not torch.allclose(first, second)
+
+
+def test_a_cache_of_another_dtype_is_refused():
+    model, _ = made(PLAIN)
+    with pytest.raises(InputError, match="the cache was made for torch.bfloat16, got torch.float32: make it with the model's dtype"):
+        model(torch.randn(B, 4, D), causal(), cache=Cache(PLAIN, B, T, dtype=torch.bfloat16))
+    for length in (-3, T + 1):
+        with pytest.raises(InputError, match="length should be"):
+            FixedCache(PLAIN, B, T).crop(length)

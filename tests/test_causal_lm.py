@@ -149,9 +149,9 @@ def test_a_compiled_step_is_made_for_a_power_of_two_and_kept(monkeypatch):
     stack = TransformerConfig(width=16, layers=1, attention=AttentionConfig(heads=2), rotary=RotaryConfig())
     model = CausalLM(CausalLMConfig(vocab=9, context=700, transformer=stack)).eval()
     with pytest.warns(UserWarning, match="compiler"):
-        steppers = [model.fast_stepper(length) for length in (3, 256, 257, 600)]
-    assert [stepper.cache.size for stepper in steppers] == [256, 256, 512, 700]
-    assert steppers[0].cache is steppers[1].cache and model.fast_stepper(701) is None
+        caches = [model.fast_stepper(length).cache for length in (3, 256, 257, 600)]
+    assert [cache.size for cache in caches] == [256, 256, 512, 700]
+    assert caches[0] is caches[1] and model.fast_stepper(701) is None
 
 
 def test_compiled_steps_forget_weights_that_changed(monkeypatch):
@@ -166,7 +166,9 @@ def test_compiled_steps_forget_weights_that_changed(monkeypatch):
         kept = model._compiled[48]
         model.fast_stepper(3)
         torch.testing.assert_close(head().short.float(), head().weight.detach())
-        assert model._compiled[48] is not kept and model.fast_stepper(3).cache is model.fast_stepper(40).cache
+        assert model._compiled[48] is not kept
+        cache = model.fast_stepper(3).cache
+        assert model.fast_stepper(40).cache is cache
 
 
 def test_dtypes_go_by_name_and_are_in_the_recipe(lm, tmp_path):
@@ -380,3 +382,19 @@ def test_the_novelist_opens_in_transformers_with_the_same_greedy_tokens(novelist
 def test_few_bits_cost_the_novelist_little(bits, novelist):
     quick = CausalLM.from_pretrained("novelist", quantize=bits)
     assert bits_per_byte(quick, [PASSAGE]) < bits_per_byte(novelist, [PASSAGE]) + 0.05
+
+
+def test_two_compiled_texts_that_overlap_are_what_they_are_alone(monkeypatch):
+    monkeypatch.setattr("gencore.decode.compiled", lambda function, device: function)
+    model = small()
+    steppers = [model.fast_stepper(8), model.fast_stepper(8)]
+    assert steppers[0] is not None and steppers[1] is None
+    del steppers
+    assert model.fast_stepper(8) is not None
+
+
+def test_positions_that_depend_on_the_length_are_not_compiled(monkeypatch):
+    monkeypatch.setattr("gencore.decode.compiled", lambda function, device: function)
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}
+    stack = TransformerConfig(width=16, layers=1, attention=AttentionConfig(heads=2), rotary=RotaryConfig(scaling=scaling))
+    assert CausalLM(CausalLMConfig(vocab=9, context=64, transformer=stack)).fast_stepper(8) is None

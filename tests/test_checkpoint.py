@@ -359,3 +359,28 @@ def test_without_the_hub_no_name_reaches_the_network(package, monkeypatch):
     for name in ("owner/name", "//server/share", "\\\\server\\share", "https://example.com/x"):
         with pytest.raises(CheckpointError):
             resolve(name, "shipper", hub=False)
+
+
+def test_what_no_save_has_written_stays_hidden_or_not(model):
+    (model / ".git" / "refs").mkdir(parents=True)
+    (model / ".git" / "HEAD").write_text("ref: main")
+    (model / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (model / "notes" / ".drafts").mkdir(parents=True)
+    (model / "notes" / ".drafts" / "a.txt").write_text("a")
+    (model / "samples").symlink_to(model.parent)
+    (model / "gone").symlink_to(model.parent / "nowhere")
+    save_folder(model, {"config.json": {"width": 4}, "model.safetensors": WEIGHTS})
+    assert (model / ".git" / "HEAD").read_text() == "ref: main" and (model / ".git" / "refs").is_dir() and (model / ".gitattributes").is_file()
+    assert (model / "notes" / ".drafts" / "a.txt").read_text() == "a" and (model / "samples").is_symlink() and (model / "gone").is_symlink()
+    assert read_json(model / "config.json") == {"width": 4} and not (model / "README.md").exists()
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_the_old_weights(model, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*args, **options):
+        raise SafetensorError("I/O error: No space left on device")
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    message = refusal(CheckpointError, save_folder, model, {"model.safetensors": {"head.weight": torch.zeros(2)}})
+    assert "No space left" in message and "unharmed" in message
+    assert load_tensors(model)["head.weight"].shape == (2, 3)

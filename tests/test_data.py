@@ -149,3 +149,13 @@ def test_packing_wastes_little():
 def test_packing_nothing_is_refused():
     with pytest.raises(DataError, match="every document is empty"):
         pack_documents([[], []], 8)
+
+
+def test_rows_that_vary_still_vary_where_some_are_held_out():
+    class Varied(list):
+        def at(self, index, epoch):
+            return (self[index], epoch)
+
+    most, few = hold_out(Varied(range(20)))
+    assert most.at(3, 7) == (most[3], 7) and few.at(1, 2) == (few[1], 2)
+    assert not hasattr(hold_out(list(range(20)))[0], "at")

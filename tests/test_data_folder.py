@@ -328,3 +328,64 @@ def test_rows_by_number_end_and_count_from_both_sides(tmp_path):
     with pytest.raises(IndexError, match="row 2 of 2"):
         rows[2]
     assert rows.select([1]).column("text") == ["two"]
+
+
+def test_words_with_a_comma_need_quotes(tmp_path):
+    write(tmp_path, {"a.png": image_bytes(), "metadata.csv": 'file_name,text\na.png,"a red house, with a tree"\n'})
+    assert image_folder(tmp_path).column("text") == ["a red house, with a tree"]
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,"two\nlines"\na.png,a red house, with a tree\n')
+    with pytest.raises(DataError, match="metadata.csv line 4 has more fields than its header names: put words with a comma into quotes"):
+        image_folder(tmp_path)
+
+
+def test_metadata_of_linked_folders_counts_and_of_hidden_ones_does_not(tmp_path):
+    write(tmp_path / "real", {"a.png": image_bytes(), "metadata.jsonl": lines({"file_name": "a.png", "text": "a cat"})})
+    write(tmp_path / "data", {".old/metadata.jsonl": lines({"file_name": "gone.png", "text": "no"})})
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "real")
+    assert image_folder(tmp_path / "data").column("text") == ["a cat"]
+    write(tmp_path / "real", {"metadata.csv": "file_name,text\na.png,a cat\n"})
+    with pytest.raises(DataError, match="has a metadata.jsonl and a metadata.csv: take one away"):
+        image_folder(tmp_path / "data")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    import os
+    write(tmp_path, {"ok/a.txt": "text", "closed/b.txt": "text"})
+    scan = os.scandir
+
+    def refusing(path="."):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match="closed can't be read: Permission denied"):
+        text_folder(tmp_path)
+
+
+def test_columns_of_two_kinds_are_refused_and_splits_may_be_numbers(tmp_path):
+    write_parquet(tmp_path / "two" / "a.parquet", {"text": ["a"]})
+    write_parquet(tmp_path / "two" / "b.parquet", {"text": [1]})
+    with pytest.raises(DataError, match="a.parquet and the others hold other kinds of values under one name"):
+        text_folder(tmp_path / "two")
+    write_parquet(tmp_path / "numbers.parquet", {"text": ["a", "b"], "split": [0, 1]})
+    assert text_folder(tmp_path / "numbers.parquet", split="1").column("text") == ["b"]
+    write_parquet(tmp_path / "lists.parquet", {"text": ["a"], "split": [["train"]]})
+    with pytest.raises(DataError, match="the column split should hold words, such as train, it holds list"):
+        text_folder(tmp_path / "lists.parquet", split="train")
+
+
+def test_a_byte_order_mark_is_no_text_and_lines_end_alike(tmp_path):
+    write(tmp_path, {"a.txt": b"\xef\xbb\xbfhello\r\nthere\rall\n"})
+    assert text_folder(tmp_path).column("text") == ["hello\nthere\nall\n"]
+
+
+def test_what_is_held_out_is_a_split_of_its_own_or_some_of_many_short_texts(tmp_path):
+    write(tmp_path / "short", {f"{i:02}.txt": f"line {i}" for i in range(50)})
+    learn, held_out, _ = data_folder.learn_and_held_out(tmp_path / "short")
+    assert len(learn) == 47 and held_out == ["line 1", "line 21", "line 41"] and not set(learn) & set(held_out)
+    for name, text in (("train-00000-of-00001", "learn"), ("validation-00000-of-00001", "judge"), ("test-00000-of-00001", "test")):
+        write_parquet(tmp_path / "hub" / f"{name}.parquet", {"text": [text]})
+    assert data_folder.learn_and_held_out(tmp_path / "hub")[:2] == (["learn"], ["judge"])
+    write(tmp_path / "folders", {"train/a.txt": "learn", "test/a.txt": "test"})
+    assert data_folder.learn_and_held_out(tmp_path / "folders")[:2] == (["learn"], ["test"])
+    assert data_folder.held_out_split(tmp_path / "short") is None and data_folder.held_out_split(tmp_path / "short" / "00.txt") is None

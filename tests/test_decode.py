@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gencore.attention import AttentionConfig
 from gencore.cache import Cache, FixedCache, RollingCache
 from gencore.choose import Sampling
-from gencore.decode import CompiledStep, Stepper, compiled, decode, guided, left_padded, make_cache, pick_by_pattern, picker
+from gencore.decode import CompiledStep, Stepper, compiled, decode, guided, left_padded, make_cache, pick_by_pattern, picker, resting
 from gencore.int4 import Int4Linear, int4_linears
 from gencore.int8 import Int8Linear, int8_linears
 from gencore.layers import MLPConfig
@@ -256,3 +256,53 @@ def test_compiled_steps_say_the_same_tokens(prepare):
                 first = stepper.prefill(torch.tensor([prompt]))
                 runs.append([int(t) for t in decode(first, stepper.step, picker(Sampling(temperature=0)), limit=15)])
             assert runs[0] == runs[1]
+
+
+def test_a_repetition_penalty_sees_the_prompt_and_all_that_was_said():
+    seen, pick = [], picker(Sampling(temperature=0, repetition_penalty=1e9), seen=torch.tensor([[3, -1]]))
+    for n in range(4):
+        seen.append(int(pick(torch.tensor([[1.0, 2.0, 3.0, 9.0, 0.5]]), n)))
+    assert seen == [2, 1, 0, 4]
+
+
+def test_guidance_in_half_precision_and_with_what_is_forbidden():
+    logits = torch.tensor([[1.0, -torch.inf], [0.5, -torch.inf]], dtype=torch.float16)
+    first, _ = guided(logits, None, 3.0)
+    assert first.dtype == torch.float32 and first[0, 0] == 2.0 and first[0, 1] < -1e8
+
+
+def test_a_model_rests_until_the_last_of_several_is_done():
+    model = torch.nn.Dropout()
+    one, two = resting(model), resting(model)
+    one.__enter__(), two.__enter__()
+    one.__exit__(None, None, None)
+    assert not model.training
+    two.__exit__(None, None, None)
+    assert model.training
+    with resting(model.eval()):
+        pass
+    assert not model.training
+
+
+def test_rows_of_a_batch_in_int8_are_what_they_are_alone():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(40, 24)
+    small, x = Int8Linear(linear), torch.randn(5, 3, 40) * torch.tensor([0.01, 1.0, 30.0, 1.0, 0.0])[:, None, None]
+    together = small(x)
+    assert all(torch.equal(together[i:i + 1, j:j + 1], small(x[i:i + 1, j:j + 1])) for i in range(5) for j in range(3))
+    right = linear(x)
+    assert ((together - right).norm(dim=-1) < 0.02 * right.norm(dim=-1) + 1e-6).all()
+    assert small(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_compiled_row_in_int8_keeps_its_dtype(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert Int8Linear(torch.nn.Linear(8, 4))(torch.randn(1, 1, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_step_linears_of_another_dtype_read_their_weights_anew():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    step_linears(module).to(torch.bfloat16)
+    with torch.no_grad():
+        module[0].weight.add_(1)
+    assert torch.equal(step_linears(module)[0].short, module[0].weight)

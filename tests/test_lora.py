@@ -166,3 +166,14 @@ def test_wrong_input_is_named(tmp_path):
     (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(ConfigError, match="use_dora should be False"):
         LoRA.from_pretrained(lm, tmp_path / "foreign")
+
+
+@pytest.mark.parametrize("pattern", ["([a-z0-9_.]+)+!", "(a|aa)*b", ".*.*.*.*x"])
+def test_a_pattern_that_could_take_for_ever_is_refused(pattern, tmp_path):
+    base = saved(tmp_path / "base")
+    LoRA(base, rank=2).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"alpha_pattern": {pattern: 1}}))
+    (tmp_path / "adapter" / "digests.json").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="could take for ever to compare: expected at most three repeats"):
+        LoRA.from_pretrained(base, tmp_path / "adapter")

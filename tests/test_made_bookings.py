@@ -57,3 +57,54 @@ def test_a_recorded_hotel_is_booked_by_days_and_others_are_none():
         assert not any("until" in message["content"] for message in told)
     assert make.by_days(talk[:5], random.Random(0)) is None and make.by_days(talk[5:], random.Random(0)) is None
     assert make.by_days(talk[:1] + [talk[5] | {"content": "Please confirm: a table at Sino in Rome."}], random.Random(0)) is None
+
+
+def test_a_ride_goes_where_the_talk_was_for_as_many_as_were_spoken_of_last():
+    make, untold = Bookings(WORDS), 0
+    for seed in range(400):
+        draw = random.Random(seed)
+        lines, place, people = make.event(draw, "Rome", "in Rome")
+        talk = "\n".join(lines)
+        venue, _, address = place.rpartition(" at ") if re.search(r"address is|It's at", talk) else (place, "", "")
+        assert venue in talk and (not address or address in talk)
+        booked = re.findall(r"confirm: (\d) ticket", talk)
+        assert people == (int(booked[-1]) if booked else None)
+        ride = make.ride(draw, place, people)
+        asks = next(line for line in ride if "confirm" in line)
+        if people and not re.search(r"for \w+[.,]|for \d|How many", "\n".join(ride[:ride.index(asks)])):
+            untold += 1
+            assert re.search(rf"for {people}\b|with {people} seat", asks), (people, ride)
+    assert untold > 60
+
+
+def test_of_rooms_and_tables_that_nobody_counted_there_is_one_and_they_are_for_two():
+    make = Bookings(WORDS)
+    for kind, question, unsaid in ((make.hotel, r"\d rooms?\b|(?:one|two|three|four) rooms?\b", "1 room"),
+                                   (make.table, r"For how many people|for (?:\d\b(?! ?[ap]m)|one|two|three|four|five|six|seven|eight)", "for 2")):
+        silent = 0
+        for seed in range(200):
+            lines, *_ = kind(random.Random(seed), "Rome", "in Rome")
+            asks = next(i for i, line in enumerate(lines) if "confirm" in line.lower())
+            if not re.search(question, "\n".join(lines[:asks]).replace("hotel room in", ""), re.IGNORECASE):
+                silent += 1
+                assert unsaid in lines[asks], lines
+        assert 20 < silent < 180
+
+
+def test_a_recorded_talk_of_a_place_and_its_address_goes_on_with_a_ride_to_both():
+    make = Bookings(WORDS)
+    texts = ("Find me a table in Rome.", "How about Sino?", "Where is it?", "It is at 2033 Camden Avenue # F3.", "Book it.",
+             "Please confirm a table for 3 at Sino in Rome at 7 pm.", "Yes.", "Done.", "Thanks, bye.", "Have a nice day.")
+    talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    untold = 0
+    for seed in range(40):
+        told = make.by_ride(talk, random.Random(seed))
+        asks = next(message["content"] for message in told[9:] if re.search(r"confirm", message["content"], re.IGNORECASE))
+        assert told[:8] == talk[:8] and [message["role"] for message in told] == ["user", "assistant"] * (len(told) // 2)
+        assert "Sino at 2033 Camden Avenue # F3" in asks or "to" in told[8]["content"]
+        untold += " for 3" in asks or "with 3 seats" in asks
+    assert untold > 15
+    assert make.by_ride(talk[:2] + talk[8:], random.Random(0)) is None                                    # no address
+    assert make.by_ride(talk[:8] + [talk[8] | {"content": "And a cab."}, talk[9]], random.Random(0)) is None
+    other = [*talk[:4], *talk[4:6], talk[6], talk[7] | {"content": "Please confirm a visit to Bella at 5 pm."}, *talk[8:]]
+    assert make.by_ride(other, random.Random(0)) is None                                                  # the address of another place

@@ -120,3 +120,12 @@ def test_padding_takes_zeros_and_ones():
 def test_wrong_masks_are_refused(make, sentence):
     with pytest.raises(InputError, match=sentence):
         make()
+
+
+def test_patterns_of_wrong_sizes_are_refused_and_numbers_are_truths():
+    with pytest.raises(InputError, match=r"visible covers \(4, 4\) slots, the attention looks at 6"):
+        blocks(torch.ones(4, 4)).dense(torch.arange(6), torch.arange(6))
+    for shape in ((6,), (2, 6, 6), (2, 3, 6, 6)):
+        with pytest.raises(InputError, match=r"visible should be \(T, S\) or \(B, 1, T, S\)"):
+            blocks(torch.ones(shape))
+    assert blocks(torch.eye(6).long()).dense(torch.arange(6), torch.arange(6)).dtype == torch.bool

@@ -242,3 +242,10 @@ def test_a_relative_bias_depends_on_the_distance_only():
     close(bias(torch.arange(5), torch.arange(5)), bias(torch.arange(40, 45), torch.arange(40, 45)))
     assert bias(torch.arange(5), torch.arange(9)).shape == (1, 4, 5, 9)
     assert math.prod(bias.table.weight.shape) == 32 * 4
+
+
+@pytest.mark.parametrize("sizes", [{"buckets": 1}, {"buckets": 2}, {"buckets": 32, "distance": 8}, {"buckets": 2, "distance": 1, "two_way": False}])
+def test_buckets_that_can_not_hold_the_distances_are_refused(sizes):
+    with pytest.raises(ConfigError, match="buckets should leave some for distances from 1 to"):
+        RelativeConfig(**sizes)
+    assert RelativeConfig(kind="alibi", **sizes).kind == "alibi"

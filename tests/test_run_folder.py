@@ -1,9 +1,12 @@
 """A run folder: complete, exported whole, tidied after a kill."""
 
 import json
+from dataclasses import replace
 
-from test_train import HARD, STATE, load_state, metrics, torch, toy_fit
+import pytest
+from test_train import HARD, PLAIN, STATE, load_state, metrics, torch, toy_fit
 
+from gencore.check import CheckpointError, ConfigError
 from gencore.checkpoint import load_tensors
 
 
@@ -52,3 +55,57 @@ def test_what_a_killed_save_left_is_removed_by_the_next_save(tmp_path):
     (stray / STATE).write_text("half")
     toy_fit(tmp_path / "run", HARD)
     assert not stray.exists()
+
+
+def test_files_of_somebody_else_are_not_written_over(tmp_path):
+    for name, content in (("README.md", "MY PROJECT"), ("config.json", '{"mine": 1}'), ("metrics.jsonl", '{"epoch": 5}\n'), ("config.json", "[")):
+        folder = tmp_path / f"{name}-{len(content)}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(ConfigError, match=f"holds a {name} that is of no run: choose another folder"):
+            toy_fit(folder)
+        assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == content
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="can't make the run folder .*; choose another folder"):
+            toy_fit(folder)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text('{"steps": 3, "lr": 1}')                          # killed before its first checkpoint
+    (tmp_path / "begun" / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"epoch": 5}\n7\n')
+    toy_fit(tmp_path / "begun")
+    assert [row["step"] for row in metrics(tmp_path / "begun")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_filled_in_on_a_card_stays(tmp_path):
+    toy_fit(tmp_path / "run")
+    for place, old, new in (("README.md", "Data\n\nNot stated", "Data\n\nMy cats, CC0. Not stated"), ("model/README.md", "Not stated: that", "MIT")):
+        path = tmp_path / "run" / place
+        path.write_text(path.read_text().replace(old, new))
+    toy_fit(tmp_path / "run", replace(PLAIN, steps=8), resume=True, extend=True)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "My cats, CC0." in card and "## Licence\n\nMIT of the data" in card and card == (tmp_path / "run/model/README.md").read_text()
+
+
+def test_a_flipped_bit_of_a_training_state_is_found(tmp_path):
+    toy_fit(tmp_path / "run")
+    path = next((tmp_path / "run" / "checkpoints").iterdir()) / STATE
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 64
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="training_state.pt can't be read .*remove .*step-000006"):
+        load_state(path.parent)
+
+
+def test_a_run_is_not_resumed_with_another_tokenizer_or_to_fewer_steps(tmp_path):
+    files = lambda words: lambda model: {"model.safetensors": {"head": model.head.weight}, "tokenizer.json": {"words": words}, "a.txt": "same"}
+    toy_fit(tmp_path / "run", export=files(["a", "b"]))
+    with pytest.raises(ConfigError, match="begun with another tokenizer.json: resume it with the data"):
+        toy_fit(tmp_path / "run", replace(PLAIN, steps=9), export=files(["a", "c"]), resume=True, extend=True)
+    with pytest.raises(ConfigError, match="is at step 6 already: give as many steps or more, got 3"):
+        toy_fit(tmp_path / "run", replace(PLAIN, steps=3), export=files(["a", "b"]), resume=True, extend=True)
+    toy_fit(tmp_path / "run", replace(PLAIN, steps=9), export=files(["a", "b"]), resume=True, extend=True)
+
+
+def test_a_name_that_is_no_utf8_is_on_the_card_as_it_can_be(tmp_path):
+    toy_fit(tmp_path / "run", card={"Data": "d\udce4ta"})
+    assert "d\\udce4ta" in (tmp_path / "run" / "model" / "README.md").read_text()

@@ -234,3 +234,9 @@ def test_levels_must_fall_and_be_several():
         last(euler(gaussian(FLOW), torch.ones(1), [0.1, 0.5]))
     with pytest.raises(InputError, match="at least two"):
         last(euler(gaussian(FLOW), torch.ones(1), [0.1]))
+
+
+def test_levels_that_are_no_numbers_are_refused():
+    for levels in ([1.0, float("nan"), 0.0], [float("nan"), 0.5], [1.0, 1.0], [0.5, -0.1]):
+        with pytest.raises(InputError, match="levels should be one falling row"):
+            last(euler(lambda x, level: x, torch.ones(1), torch.tensor(levels)))

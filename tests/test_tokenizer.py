@@ -135,3 +135,29 @@ def test_wrong_input_is_named(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="can't be read"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_cutting_and_filling_that_a_file_asks_for_are_of_its_training(tokenizer, tmp_path):
+    tokenizer.engine.enable_truncation(4)
+    tokenizer.engine.enable_padding(length=6)
+    save_folder(tmp_path / "t", tokenizer.files())
+    tokenizer.engine.no_truncation()
+    tokenizer.engine.no_padding()
+    opened = Tokenizer.from_folder(tmp_path / "t")
+    for text in ("The", "The cat sat on the mat and the dog sat on the log."):
+        assert opened.encode(text) == tokenizer.encode(text) and opened.decode(opened.encode(text)) == text
+
+
+def test_of_several_templates_the_default_is_used_and_saved(tokenizer, tmp_path):
+    templates = [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]
+    several = Tokenizer(tokenizer.engine, tokenizer.config | {"chat_template": templates})
+    save_folder(tmp_path / "t", several.files())
+    assert Tokenizer.from_folder(tmp_path / "t").chat([{"role": "user", "content": "hi"}]) == "yes"
+
+
+@pytest.mark.parametrize("template", [{"default": "x"}, ["x"], [{"name": "default", "template": ["x"]}], 7])
+def test_a_template_that_is_no_text_is_refused(template, tokenizer, tmp_path):
+    files = tokenizer.files()
+    save_folder(tmp_path / "t", files | {"tokenizer_config.json": files["tokenizer_config.json"] | {"chat_template": template}})
+    with pytest.raises(CheckpointError, match="chat_template should be a text, or several as name and template"):
+        Tokenizer.from_folder(tmp_path / "t")

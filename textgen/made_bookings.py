@@ -2,15 +2,17 @@
 
     Bookings(words)(random.Random(0))       # [{"role": "user", "content": "I need a hotel in Oakland."}, ...]
 
-Names are put together from words and halves of words and numbers are drawn, so that what was said has to be looked up: hotels by nights (recorded
-conversations that go on with one: `by_days`), rides to places that came up earlier, and changes of mind, of which recorded conversations have few."""
+Names are put together from words and halves of words and numbers are drawn, so that what was said has to be looked up: hotels by nights, rides to
+places that came up earlier for as many as were spoken of (recorded conversations that go on with one of them: `by_days`, `by_ride`), and changes
+of mind, of which recorded conversations have few. Where nobody says how many, it is one room and a table for two, as in the recorded ones."""
 import re
 
-from textgen.slots import NAME, some_word
+from textgen.slots import MONTHS, NAME, some_word
 
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
 SOON = ("today", "tomorrow", "the day after tomorrow", "next Monday", "next Tuesday", "next Wednesday", "next Thursday", "next Friday")
 WAYS = ("Street", "Avenue", "Road", "Boulevard", "Way", "Drive", "Lane", "Place", "Court")
+JOINTS = ("at", "on", "by", "in", "of", "of the", "and", "&", "+", "The", "/")
 CITIES = ("San Francisco", "San Jose", "Oakland", "Berkeley", "Los Angeles", "San Diego", "Anaheim", "Sacramento", "Napa", "Santa Rosa", "Seattle",
           "Portland", "Vancouver", "Las Vegas", "Phoenix", "Denver", "Chicago", "Atlanta", "New York", "Philadelphia", "Washington", "London",
           "Paris", "Sydney", "Delhi", "Kuala Lumpur", "Nairobi", "Mexico City", "Rio de Janeiro", "Petaluma", "Livermore", "Hayward", "Novato")
@@ -21,7 +23,14 @@ OPENINGS = ("Please confirm the following details:", "Please confirm:", "To conf
             "Please confirm your reservation for", "Just to confirm, you want", "So to confirm, you want to book", "Okay, let's confirm the details:")
 YES = ("Yes, that's right.", "Yes, please.", "That is correct.", "Yes, thanks.", "Sounds good.", "Perfect.")
 STAY = re.compile(rf"(?i:\bconfirm\b).*\b(?:rooms?|hotel|check)\b.* (?:at|hotel)(?: the)? ({NAME}),? (?:hotel |located )?in ({NAME})")
+PLACE = re.compile(rf"(?i:\bconfirm\b).*\b(?i:table|reserv\w+|appointment|visit\w*)\b.*? (?:at|with|to)(?: the)? ({NAME})|"
+                   rf"(?i:\b(?:event|concert|game|show|play\w*|perform\w*|takes? place)\b).* at(?: the)? ({NAME})(?=,| on | starting| at )")
+ADDRESS = re.compile(rf"(?i:\b(?:address|located|at)\b).*?(?<![\w-])(?!\d+ (?:{MONTHS}|[AP]\.?M\b))"
+                     rf"(\d+\w* {NAME}(?:,? (?:# ?\w+|Suite \w+|Unit \w+))?)")
+BOOKED = re.compile(r"(?i:\bconfirm\b).*?\b(?:(\d) (?:tickets?|people|persons?)|for (\d)(?![\w:]| [ap]m| days?| nights?))")
 BOOKS = re.compile(r"check|book|reserv|stay|night|room", re.IGNORECASE)
+AGAIN = ("No, make it {0}.", "Wait, {0}, please.", "That's wrong, I want it {0}.")
+TAKEN = ("Sorry, I couldn't book that. Anything else?", "Unfortunately I was unable to book that for you.", "I failed to make a reservation.")
 DONE = ("Your booking is confirmed.", "It has been booked.", "I have made the reservation.", "You're all set.", "The booking was successful.")
 
 
@@ -42,14 +51,16 @@ class Bookings:
         self.words = list(words)
 
     def __call__(self, draw):
-        """random.Random -> messages; sometimes a place first, then a ride to it."""
-        kinds = {"hotel": self.hotel, "table": self.table, "house": self.house}
-        if draw.random() < 0.5:
-            lines, place = (draw.choice((self.event, self.home, self.sight)))(draw)
-            lines += self.ride(draw, place)
-        else:
-            lines, place = kinds[draw.choice(list(kinds))](draw)
-            lines += self.ride(draw, place) if draw.random() < 0.3 else []
+        """random.Random -> messages; sometimes another errand first, sometimes a place and then a ride to it."""
+        city = draw.choice(CITIES)
+        lines = self.errand(draw, city) if draw.random() < 0.3 else []
+        where = "there" if lines and draw.random() < 0.5 else f"in {city}"
+        rides = draw.random() < 0.5
+        kinds = (self.event, self.event, self.home, self.sight) if rides else (self.hotel, self.table, self.house)
+        more, place, people = draw.choice(kinds)(draw, city, where)
+        lines += more
+        if rides or draw.random() < 0.3:
+            lines += self.ride(draw, place, people)
         if draw.random() < 0.3:
             lines += ["No, that's all. Thanks.", "Have a great day."]
         return turns(lines)
@@ -57,11 +68,15 @@ class Bookings:
     # ---- what is named ----
 
     def name(self, draw, least=1, most=5):
-        name = " ".join(some_word(self.words, draw) for _ in range(draw.randint(least, most)))
+        words = [some_word(self.words, draw) for _ in range(draw.randint(least, most))]
+        if len(words) > 2 and draw.random() < 0.4:
+            words.insert(draw.randint(1, len(words) - 1), draw.choice(JOINTS))          # "Chancellor Hotel on Union Square"
+        name = " ".join(words)
         return name[0].upper() + name[1:]
 
     def address(self, draw):
-        return f"{draw.randrange(1, 10 ** draw.randint(2, 5))} {self.name(draw, 1, 2)} {draw.choice(WAYS)}"
+        door = f" {draw.choice(('# ', '#', 'Suite ', 'Unit '))}{draw.randint(1, 400)}" if draw.random() < 0.2 else ""
+        return f"{draw.randrange(1, 10 ** draw.randint(2, 5))} {self.name(draw, 1, 2)} {draw.choice(WAYS)}{door}"
 
     def date(self, draw):
         """-> (as the user says it, as the assistant does)."""
@@ -90,35 +105,48 @@ class Bookings:
         number = draw.randint(1, most)
         return draw.choice((str(number), COUNTS[number - 1])), number
 
-    # ---- talks: lines by turns, the user's first ----
+    # ---- talks: city and where the user says it is -> lines by turns, the user's first; where a ride would go; for how many, None: not said ----
 
-    def hotel(self, draw):
-        city, hotel, other, stars = draw.choice(CITIES), self.name(draw), self.name(draw), draw.randint(1, 5)
+    def errand(self, draw, city):
+        """Something with numbers and days of its own, that goes before."""
+        (_, tickets), (said, day) = self.count(draw, 5), self.day(draw)
+        if draw.random() < 0.5:
+            degrees, rain = draw.randint(50, 99), draw.randint(1, 90)
+            return [f"What is the weather in {city} {said}?", f"It will be {degrees} degrees with {rain} percent chance of rain."]
+        ask = f"Please confirm: {tickets} bus ticket{'s' * (tickets > 1)} to {city} {day}, leaving at {self.time(draw)[1]}."
+        asked = [f"I want to take a bus to {city} {said}.", "How many tickets do you need?", f"{tickets}, please."]
+        return [*asked, ask, draw.choice(YES), draw.choice(DONE)]
+
+    def hotel(self, draw, city, where):
+        hotel, other, stars = self.name(draw), self.name(draw), draw.randint(1, 5)
         hotel = self.address(draw) if draw.random() < 0.1 else hotel
-        wishes = ("I need a hotel in {0}.", "Find me a place to stay in {0}, please.", "I'm looking for a hotel room in {0}.")
-        lines = [phrase(draw, wishes, city)]
+        wishes = ("I need a hotel {0}.", "Find me a place to stay {0}, please.", "I'm looking for a hotel {0}.")
+        early = self.count(draw, 4) if draw.random() < 0.3 else None
+        rooms = "" if early is None else phrase(draw, (" with {0} room{1}", " for {0} room{1}", ", {0} room{1}"), early[0], "s" * (early[1] > 1))
+        lines = [phrase(draw, wishes, f"{where}{rooms}")]
         offer = ("{0} is a {1} star hotel.", "I found a {1} star hotel called {0}.", "How about {0}? It is a {1} star hotel.",
                  "There are {2} hotels you might like. One of them is {0}, which has {1} stars.", "What about the hotel named {0} with {1} stars?")
-        if draw.random() < 0.3:
+        if draw.random() < 0.4:
             lines += [phrase(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another?", "What else is there?"))]
         lines.append(phrase(draw, offer, hotel, stars, draw.randint(2, 10)))
-        lines += self.aside(draw)
-        return lines + self.stay(draw, hotel, city), hotel
+        asked, address = self.aside(draw)
+        return lines + asked + self.stay(draw, hotel, city, rooms=early and early[1]), both(hotel, address), None
 
-    def stay(self, draw, hotel, city):
-        """A hotel that was spoken of is booked by days; who says nothing of rooms gets one."""
-        (rooms_said, rooms), (days_said, days), (day_said, day) = self.count(draw, 4), self.count(draw, 14), self.day(draw)
-        alone = draw.random() < 0.5
+    def stay(self, draw, hotel, city, *, rooms=None):
+        """A hotel that was spoken of is booked by days; who says nothing of rooms, here or before (rooms), gets one."""
+        (rooms_said, more), (days_said, days), (day_said, day) = self.count(draw, 4), self.count(draw, 14), self.day(draw)
+        unsaid = rooms is not None or draw.random() < 0.5
+        rooms = (rooms or 1) if unsaid else more
         unit = draw.choice(("days", "days", "nights"))
         facts = [(f"for {days_said} {unit if days > 1 else unit[:-1]}", f"for {days} {unit if days > 1 else unit[:-1]}", "How long will you stay?"),
                  (f"from {day_said.removeprefix('on ')}", draw.choice((f"from {day.removeprefix('on ')}", f"starting {day}", f"checking in {day}")),
                   "When do you check in?"),
                  (f"{rooms_said} room{'s' * (rooms > 1)}", f"{rooms} room{'s' * (rooms > 1)}", "How many rooms do you need?")]
         asked = ("Book me a room there", "I'd like to book it", "That works, please reserve it", "Great, make a reservation")
-        lines = self.told(draw, draw.choice(asked), facts[:2] if alone else facts)
+        lines = self.told(draw, draw.choice(asked), facts[:2] if unsaid else facts)
         fixed = [f"{draw.choice(('at ', 'at ', 'at the ', 'in hotel '))}{hotel}", f"in {city}"]
         change = (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
-        return lines + self.confirmed(draw, "1 room" if alone else facts[2][1], [*fixed, facts[0][1], facts[1][1]], change)
+        return self.confirmed(draw, lines, facts[2][1], [*fixed, facts[0][1], facts[1][1]], change=change)
 
     def by_days(self, messages, draw):
         """A recorded booking of a hotel -> the same up to where the user begins to book, who then says for how many days; None: it is no such one.
@@ -129,75 +157,114 @@ class Bookings:
         cut = next((i for i in range(named, len(messages)) if messages[i]["role"] == "user" and BOOKS.search(messages[i]["content"])), None)
         return None if cut is None else [*messages[:cut], *turns(self.stay(draw, *found.groups()))]
 
-    def table(self, draw):
-        city, place = draw.choice(CITIES), self.name(draw)
-        lines = [phrase(draw, ("I want to eat out in {0}.", "Find me a restaurant in {0}.", "I'd like a table somewhere in {0}."), city)]
+    def by_ride(self, messages, draw):
+        """A recorded talk of a place by its name and address -> the same up to its farewell, and a ride there; None: it is no such one.
+
+        Recorded rides say the name or the address, one of them: whoever hears both is sure of either."""
+        name = address = people = None
+        for message in messages:
+            if message["role"] == "assistant":
+                if (found := PLACE.search(message["content"])) and (other := found[1] or found[2]) != name:
+                    name, address = other, address if name is None else None                # an address of another place
+                if found := ADDRESS.search(message["content"]):
+                    address = found[1]
+                if found := BOOKED.search(message["content"]):
+                    people = int(found[1] or found[2])
+        bye = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+        if not name or not address or address in name or any(re.search(r"\b(?:cab|taxi|ride)\b", message["content"]) for message in messages):
+            return None
+        return [*messages[:bye], *turns(self.ride(draw, both(name, address), people))]
+
+    def table(self, draw, city, where):
+        place, address = self.name(draw), None
+        lines = [phrase(draw, ("I want to eat out {0}.", "Find me a restaurant {0}.", "I'd like a table somewhere {0}."), where)]
         (people_said, people), (time_said, time), (day_said, day) = self.count(draw, 8), self.time(draw), self.day(draw)
+        unsaid = draw.random() < 0.25
+        people = 2 if unsaid else people
         facts = [(f"at {time_said}", f"at {time}", "At what time?"), (day_said, day, "On what day?"),
                  (f"for {people_said}", f"for {people}{draw.choice(('', ' people' if people > 1 else ' person'))}", "For how many people?")]
+        told = facts[:2] if unsaid else facts
         if draw.random() < 0.4:
             lines += ["Do you have a restaurant in mind?", phrase(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
-            lines += self.told(draw, None, facts)
+            lines += self.told(draw, None, told)
         else:
             offer = ("{0} is a nice restaurant in {1}.", "I found {0} in {1}.", "There are {2} restaurants. How about {0}?")
-            lines += [phrase(draw, offer, place, city, draw.randint(2, 10))] + self.aside(draw)
-            lines += self.told(draw, draw.choice(("Good, I'd like a table there", "That sounds nice, book it")), facts)
-        change = (facts[0][1], f"at {self.time(draw)[1]}")
-        return lines + self.confirmed(draw, draw.choice(("a table", "a reservation")),
-                                      [f"at {place}", f"in {city}", *(fact[1] for fact in facts)], change), place
+            asked, address = self.aside(draw)
+            lines += [phrase(draw, offer, place, city, draw.randint(2, 10)), *asked]
+            lines += self.told(draw, draw.choice(("Good, I'd like a table there", "That sounds nice, book it")), told)
+        change, clauses = (facts[0][1], f"at {self.time(draw)[1]}"), [f"at {place}", f"in {city}", *(fact[1] for fact in facts)]
+        return self.confirmed(draw, lines, draw.choice(("a table", "a reservation")), clauses, change=change), both(place, address), people
 
-    def house(self, draw):
-        city, address = draw.choice(CITIES), self.address(draw)
+    def house(self, draw, city, where):
+        address = self.address(draw)
         (people_said, people), (first_said, first), (last_said, last) = self.count(draw, 5), self.day(draw), self.date(draw)
-        lines = [phrase(draw, ("I need a house in {0}.", "Search for a house to stay in, in {0}."), city),
+        lines = [phrase(draw, ("I need a house {0}.", "Search for a house to stay in {0}."), where),
                  phrase(draw, ("There is a nice house at {0} in {1}.", "How about the house located at {0}?"), address, city)]
         facts = [(f"checking in {first_said}", f"checking in {first}", "When will you check in?"),
                  (f"leaving on {last_said}", f"checking out on {last}", "When will you check out?"),
                  (f"for {people_said}", f"for {people} {'people' if people > 1 else 'person'}", "How many people are you?")]
         lines += self.told(draw, draw.choice(("Book it", "I'd like to reserve that one")), facts)
         change = (facts[1][1], f"checking out on {self.date(draw)[1]}")
-        return lines + self.confirmed(draw, draw.choice(("a house", "the house")), [f"in {city}", *(fact[1] for fact in facts)], change), address
+        clauses = [f"in {city}", *(fact[1] for fact in facts)]
+        return self.confirmed(draw, lines, draw.choice(("a house", "the house")), clauses, change=change), address, people
 
-    def event(self, draw):
-        venue, event, city = self.name(draw), self.name(draw), draw.choice(CITIES)
-        when = f"{self.date(draw)[1]} at {self.time(draw)[1]}"
+    def event(self, draw, city, where):
+        """Something to see, perhaps with tickets: a ride is for as many, to the venue, whose address may have been asked for."""
+        venue, event, address = self.name(draw), self.name(draw), self.address(draw)
+        date, time, (said, tickets) = self.date(draw)[1], self.time(draw)[1], self.count(draw, 5)
         answers = ("{0} is at {1} on {2}.", "How about {0} at {1} on {2}?", "There is {0}. It takes place at {1} on {2}.")
-        return [f"What is on in {city}?", phrase(draw, answers, event, venue, when), *self.aside(draw)], venue
-
-    def home(self, draw):
-        name, address, city = self.name(draw), self.address(draw), draw.choice(CITIES)
-        answers = ("{0} is located at {1}.", "There are {2} apartments, one of them is {0} at {1}.", "How about {0}? You find it at {1}.")
-        return [f"I'm looking for an apartment in {city}.", phrase(draw, answers, name, address, draw.randint(2, 10)), *self.aside(draw)], address
-
-    def sight(self, draw):
-        name, city = self.name(draw), draw.choice(CITIES)
-        answers = ("You could visit {0}.", "{0} is a popular place.", "I found {1} attractions, such as {0}.")
-        return [f"What is there to see in {city}?", phrase(draw, answers, name, draw.randint(2, 10)), *self.aside(draw)], name
-
-    def ride(self, draw, place):
-        """A ride to the place that was spoken of, or to an address that the user gives."""
-        there = "there"
+        lines = [f"What is on {where}?", phrase(draw, answers, event, venue, f"{date} at {time}")]
+        asked = [draw.choice(("What's the address?", "Where is that?")), phrase(draw, ("The address is {0}.", "It's at {0}."), address)]
+        asked = asked if draw.random() < 0.6 else []
         if draw.random() < 0.3:
-            place = there = self.address(draw)
-            there = f"to {there}"
-        (seats_said, seats), kind = self.count(draw, 4), draw.choice(("Regular", "Luxury", "Pool"))
-        loose = {"Regular": "regular", "Luxury": "luxury", "Pool": "shared"}[kind]
-        facts = [(f"for {seats_said}", draw.choice((f"for {seats}", f"with {seats} seat{'s' * (seats > 1)}")), "How many of you are going?"),
-                 (f"a {loose} one", f"{kind} ride", "What type of ride do you prefer?")]
-        lines = self.told(draw, phrase(draw, ("I need a cab {0}", "Book me a ride {0}", "Please find a taxi that takes me {0}"), there), facts)
-        way, change = draw.choice(("to {}", "to go to {}", "going to {}")).format(place), (facts[0][1], f"for {draw.randint(1, 4)}")
-        return lines + self.confirmed(draw, f"a {kind} {draw.choice(('ride', 'cab'))}", [way, facts[0][1]], change)
+            return lines + asked, both(venue, address if asked else None), None
+        ask = lambda n: f"Please confirm: {n} ticket{'s' * (n > 1)} for {event} on {date} in {city}."
+        bought = [phrase(draw, ("I'd like {0} tickets.", "Get me {0} tickets, please."), said) if tickets > 1 else "I need one ticket.", ask(tickets)]
+        if draw.random() < 0.25:
+            tickets = draw.choice([n for n in range(1, 6) if n != tickets])
+            bought += [f"No, I want {draw.choice((str(tickets), COUNTS[tickets - 1]))}.", ask(tickets)]
+        bought += [draw.choice(YES), draw.choice(DONE)]
+        return lines + (bought + asked if draw.random() < 0.5 else asked + bought), both(venue, address if asked else None), tickets
+
+    def home(self, draw, city, where):
+        name, address = self.name(draw), self.address(draw)
+        answers = ("{0} is located at {1}.", "There are {2} apartments, one of them is {0} at {1}.", "How about {0}? You find it at {1}.")
+        return [f"I'm looking for an apartment {where}.", phrase(draw, answers, name, address, draw.randint(2, 10))], both(name, address), None
+
+    def sight(self, draw, city, where):
+        name = self.name(draw)
+        answers = ("You could visit {0}.", "{0} is a popular place.", "I found {1} attractions, such as {0}.")
+        return [f"What is there to see {where}?", phrase(draw, answers, name, draw.randint(2, 10))], name, None
+
+    def ride(self, draw, place, people):
+        """A ride to the place that was spoken of, or to an address that the user gives; for as many as were spoken of, if the user says no more."""
+        there = "there"
+        if draw.random() < 0.2:
+            place = self.address(draw)
+            there = f"to {place}"
+        (seats_said, seats), kind = self.count(draw, 4), draw.choice(("Regular", "Luxury", "Pool", "shared"))
+        known = people is not None and draw.random() < 0.7
+        seats = people if known else seats
+        loose = {"Regular": "regular", "Luxury": "luxury", "Pool": "shared", "shared": "shared"}[kind]
+        facts = [(f"a {loose} one", f"{kind} ride", "Is a shared ride okay?" if kind == "shared" else "What type of ride do you prefer?"),
+                 (f"for {seats_said}", draw.choice((f"for {seats}", f"with {seats} seat{'s' * (seats > 1)}")), "How many of you are going?")]
+        asked = ("I need a cab {0}", "Book me a ride {0}", "Please find a taxi that takes me {0}", "Thanks, I also need a cab {0}")
+        lines = self.told(draw, phrase(draw, asked, there), facts[:1] if known else facts)
+        way, change = draw.choice(("to {}", "to go to {}", "going to {}")).format(place), (facts[1][1], f"for {draw.randint(1, 4)}")
+        return self.confirmed(draw, lines, f"a {kind} {draw.choice(('ride', 'cab'))}", [way, facts[1][1]], change=change)
 
     # ---- how it is said ----
 
     def aside(self, draw):
-        """A question on the way, or nothing."""
-        if draw.random() < 0.6:
-            return []
+        """A question on the way, or nothing -> lines, and the address where it was that."""
+        if draw.random() < 0.5:
+            return [], None
         phone = f"{draw.randint(200, 999)}-{draw.randint(200, 999)}-{draw.randint(1000, 9999)}"
-        return draw.choice((["What's the phone number?", f"The phone number is {phone}."], ["Is it expensive?", "It is moderately priced."],
-                            ["How much is it per night?", f"It is ${draw.randint(40, 400)}."],
-                            ["What is the address?", f"It is at {self.address(draw)}."]))
+        address = self.address(draw)
+        return draw.choice(((["What's the phone number?", f"The phone number is {phone}."], None),
+                            (["Is it expensive?", "It is moderately priced."], None),
+                            (["How much is it per night?", f"It is ${draw.randint(40, 400)}."], None),
+                            (["What is the address?", f"It is at {address}."], address)))
 
     def told(self, draw, asked, facts):
         """The user asks (asked, with some of the facts; None: has asked already), and answers questions until every fact is told."""
@@ -208,17 +275,25 @@ class Bookings:
             lines += [question, f"{said[0].upper()}{said[1:]}."]
         return lines
 
-    def confirmed(self, draw, what, clauses, change):
-        """The assistant asks to confirm; perhaps the user changes one thing; it is booked."""
+    def confirmed(self, draw, lines, what, clauses, *, change):
+        """The assistant asks to confirm what was told; the user may think better of one thing, before or after, or it is taken; it is booked."""
         before, after = change
+        changed = [after if part == before else part for part in clauses]
 
         def ask(parts):
             opening = draw.choice(OPENINGS)
             first = what[0].upper() + what[1:] if opening[-1] in "?:" and draw.random() < 0.7 else what
             return f"{opening} {first} {' '.join(draw.sample(parts, len(parts)))}."
 
-        lines = [ask(clauses)]
-        if draw.random() < 0.25 and before in clauses:
-            lines += [phrase(draw, ("No, make it {0}.", "Wait, {0}, please.", "That's wrong, I want it {0}."), after),
-                      ask([after if part == before else part for part in clauses])]
+        if draw.random() < 0.15:
+            lines, clauses = [*lines[:-1], f"{lines[-1]} {phrase(draw, ('Or rather {0}.', 'Sorry, I mean {0}.', 'No, {0}.'), after)}"], changed
+        lines = [*lines, ask(clauses)]
+        if draw.random() < 0.3:
+            lines += draw.choice(([phrase(draw, AGAIN, after)], [draw.choice(YES), draw.choice(TAKEN), f"Could you try it {after}?"]))
+            lines.append(ask(changed))
         return [*lines, draw.choice(YES), draw.choice(DONE)]
+
+
+def both(name, address):
+    """Where a ride goes to: a place by its name and, where it was said, its address."""
+    return f"{name} at {address}" if address else name

@@ -207,7 +207,8 @@ class CausalLM(nn.Module):
         while size < length:
             size *= 2
         size = min(size, self.cfg.context)
-        if length > size:
+        rotary = self.cfg.transformer.rotary
+        if length > size or rotary is not None and rotary.by_length:
             return None
         weights = [(p.data_ptr(), None if p.is_inference() else p._version) for p in self.parameters()]
         if weights != self._compiled_of:                         # they were trained, or loaded anew, since

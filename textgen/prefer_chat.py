@@ -37,7 +37,8 @@ class Plan:
     ways: Count = 6                 # how often each
     temperature: Positive = 0.8
     swaps: Share = 0.7              # share of the conversations that are told with other values
-    made: Share = 0.5               # share of the turns that are of made bookings, half of them recorded hotels that are booked by days
+    made: Share = 0.5               # share of the turns that are of made bookings, each third a recorded hotel that is booked by days, or a talk
+                                    # of a place to which a ride is then booked
     beta: Positive = 0.1
     likelihood: float = 1.0         # how much the preferred answer's own likelihood counts beside the preference
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=8, lr=1e-4, decay=0.7, warmup=20, weight_decay=0.0,
@@ -50,16 +51,18 @@ class Plan:
 def asked(rows, plan, seed):
     """Rows of conversations -> (messages before, the people's turn, its slots) for ever, in random order."""
     draw = random.Random(seed)
-    rows = [row["messages"] for row in rows if row["split"] == "train" and row["source"] == "sgd" and SERVICES & set(row["topic"].split(", "))]
+    learnt = [row for row in rows if row["split"] == "train" and row["source"] == "sgd"]
+    rows = [row["messages"] for row in learnt if SERVICES & set(row["topic"].split(", "))]
     if not any(confirmations(messages, least=3) for messages in rows):
         raise DataError("no conversation of source sgd, split train, in which a booking is confirmed: nothing to learn from")
     swapped = Swaps(rows)
     bookings = Bookings(swapped.words)
-    hotels = [talk for talk in rows if bookings.by_days(talk, draw)]
+    going_on = [(how, [row["messages"] for row in learnt if how(row["messages"], draw)]) for how in (bookings.by_days, bookings.by_ride)]
     while True:
         if draw.random() < plan.made:
-            by_days = bookings.by_days(swapped(draw.choice(hotels), draw), draw) if hotels and draw.random() < 0.5 else None
-            talk = by_days or bookings(draw)
+            how, talks = draw.choice([*going_on, (None, None)])
+            talk = how(swapped(draw.choice(talks), draw), draw) if talks else None
+            talk = talk or bookings(draw)
         else:
             talk = draw.choice(rows)
             talk = swapped(talk, draw) if draw.random() < plan.swaps else talk

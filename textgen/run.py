@@ -52,7 +52,8 @@ def prefilled(lm, lists, settings):
     single = settings.compile and len(lists) == settings.beams == 1 and settings.window is None
     stepper = lm.fast_stepper(length) if single else None
     if settings.compile and stepper is None:
-        say_uncompiled(f"is for one prompt that fits into {lm.cfg.context} tokens with what follows, without window and beams")
+        say_uncompiled(f"is for one prompt at a time that fits into {lm.cfg.context} tokens with what follows, without window and beams, of a model "
+                       "whose positions don't depend on the text's length")
     if stepper is None:
         context = min(settings.window or lm.cfg.context, lm.cfg.context)
         cache, chunk = make_cache(lm.cfg.transformer, len(lists), length, context=context, like=lm.embedding.weight)
