@@ -127,7 +127,7 @@ class Stepper:
 @contextmanager
 def resting(model):
     """While open, the model is in eval mode; where several are open at once, as two streams may be, until the last is closed."""
-    if not _resting.get(model):
+    if model not in _resting:
         _resting[model] = [model.training, 0]
         model.eval()
     state = _resting[model]

@@ -16,8 +16,8 @@ from imagegen.text_to_image import TextToImage
 from tests.tiny_folders import saved_painter
 
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", ""]
-GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.959, 0.654, 0.52, 0.999], [1.0, 0.893, 0.672, 1.0], [1.0, 0.739, 0.985, 1.0]]
-GOLDEN_APPLE = [[0.996, 0.81, 0.521, 0.893], [0.792, 0.486, 0.415, 0.62], [0.657, 0.457, 0.443, 0.602], [0.844, 0.505, 0.508, 0.849]]
+GOLDEN_SEVEN = [[1.0, 1.0, 1.0, 1.0], [0.956, 0.631, 0.45, 0.982], [1.0, 0.865, 0.688, 1.0], [1.0, 0.741, 0.996, 1.0]]
+GOLDEN_APPLE = [[0.992, 0.826, 0.551, 0.919], [0.781, 0.453, 0.399, 0.604], [0.603, 0.419, 0.412, 0.55], [0.836, 0.491, 0.503, 0.839]]
 SHIPPED = Path(imagegen.__file__).parent / "pretrained" / "painter"
 
 
