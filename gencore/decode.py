@@ -79,7 +79,7 @@ def guided(logits, step, scale):
 
 
 def _guided_half(logits, scale):
-    cond, null = logits.float().chunk(2)
+    cond, null = (logits.float() if logits.dtype == torch.float16 else logits).chunk(2)
     return guide(cond.masked_fill(cond.isinf(), -1e9), null.masked_fill(null.isinf(), -1e9), scale)      # inf - inf is no number
 
 

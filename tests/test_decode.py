@@ -240,6 +240,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on():
                 stepper = fast.stepper()
                 stepper.prefill(ids[:, :2])
                 torch.testing.assert_close(stepper.step(ids[:, 2]), lm(ids)[:, -1])
+                del stepper                                               # its text is over
     assert len(heard) == 1
 
 
@@ -259,7 +260,7 @@ def test_compiled_steps_say_the_same_tokens(prepare):
 
 
 def test_a_repetition_penalty_sees_the_prompt_and_all_that_was_said():
-    seen, pick = [], picker(Sampling(temperature=0, repetition_penalty=1e9), seen=torch.tensor([[3, -1]]))
+    seen, pick = [], picker(Sampling(temperature=0, repetition_penalty=1e3), seen=torch.tensor([[3, -1]]))
     for n in range(4):
         seen.append(int(pick(torch.tensor([[1.0, 2.0, 3.0, 9.0, 0.5]]), n)))
     assert seen == [2, 1, 0, 4]
