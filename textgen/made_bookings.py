@@ -288,7 +288,7 @@ class Bookings:
         if draw.random() < 0.15:
             lines, clauses = [*lines[:-1], f"{lines[-1]} {phrase(draw, ('Or rather {0}.', 'Sorry, I mean {0}.', 'No, {0}.'), after)}"], changed
         lines = [*lines, ask(clauses)]
-        if draw.random() < 0.3:
+        if clauses is not changed and draw.random() < 0.3:
             lines += draw.choice(([phrase(draw, AGAIN, after)], [draw.choice(YES), draw.choice(TAKEN), f"Could you try it {after}?"]))
             lines.append(ask(changed))
         return [*lines, draw.choice(YES), draw.choice(DONE)]

@@ -37,8 +37,8 @@ class Plan:
     ways: Count = 6                 # how often each
     temperature: Positive = 0.8
     swaps: Share = 0.7              # share of the conversations that are told with other values
-    made: Share = 0.5               # share of the turns that are of made bookings, each third a recorded hotel that is booked by days, or a talk
-                                    # of a place to which a ride is then booked
+    made: Share = 0.5               # share of the turns that are of made bookings: a third begin as recorded talks of hotels, to be booked by days,
+                                    # a third as recorded talks of places, to which a ride is booked, a third are made up whole
     beta: Positive = 0.1
     likelihood: float = 1.0         # how much the preferred answer's own likelihood counts beside the preference
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=8, lr=1e-4, decay=0.7, warmup=20, weight_decay=0.0,
