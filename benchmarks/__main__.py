@@ -2,10 +2,11 @@
 
     python -m benchmarks                                     those that need no data; names the others
     python -m benchmarks audio=FOLDER reader=FOLDER          these on that data as well (make bench DATA="audio=FOLDER reader=FOLDER")
-    python -m benchmarks --only decode                       this one alone
+    python -m benchmarks --only text                         this one alone
 
 Each prints its table and writes benchmarks/results/<name>.json with machine and versions."""
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,10 @@ def command(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.{name}", *arguments]
 
 
-def needs_data(words: str) -> bool:
-    """Does the usage line of this help show --data without brackets?"""
+def needed(words: str) -> str | None:
+    """The option that the usage line of this help shows without brackets: --data, or another folder."""
     usage = words.split("\n\n")[0]
-    return "--data " in usage and "[--data " not in usage
+    return next((option for option in re.findall(r"(?<!\[)--[a-z]+(?= [A-Z])", usage)), None)
 
 
 def main():
@@ -44,11 +45,12 @@ def main():
     for name, words in known.items():
         if args.only not in (None, name):
             continue
-        if needs_data(words) and name not in folders:
-            print(f"\n## {name}: left out, it needs data: python -m benchmarks {name}=FOLDER ({words.split(chr(10) * 2)[1].strip()})")
+        option = needed(words)
+        if option and name not in folders:
+            print(f"\n## {name}: left out, it needs a folder or file: python -m benchmarks {name}=FOLDER ({words.split(chr(10) * 2)[1].strip()})")
             continue
         print(f"\n## {name}\n", flush=True)
-        if subprocess.run(command(name, *(["--data", folders[name]] if name in folders else []))).returncode:
+        if subprocess.run(command(name, *([option or "--data", folders[name]] if name in folders else []))).returncode:
             failed.append(name)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -26,7 +26,7 @@ PROMPTS = ("It was a dark night, and the rain fell in torrents upon the roof", '
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="novelist")
-    parser.add_argument("--draft", default="runs/draft/model", help="a smaller model with the same tokenizer (default: runs/draft/model)")
+    parser.add_argument("--draft", required=True, help="a smaller model with the same tokenizer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128, help="new tokens for each prompt")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -8,7 +8,7 @@
 
 Distances are in features of a digit judge that is trained here on real digits (kept in --judges): they are no FID, which is one in Inception's.
 The table of the digits takes ten minutes of one core, the painter's drawings half an hour more (without guidance, which would draw the likeliest
-alone; those that are read as asked are drawn as a user draws them). Writes benchmarks/results/gan.json."""
+alone, in 10 steps; those that are read as asked are drawn as a user draws them). Writes benchmarks/results/gan.json."""
 import argparse
 import json
 from collections.abc import Callable

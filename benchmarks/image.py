@@ -42,7 +42,9 @@ def main():
     parser.add_argument("--style", default="noto", help="of the emoji that are asked for")
     parser.add_argument("--judges", type=Path, default=Path("runs/judges/image"), help="where the trained judges and the pictures are kept")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if not args.data:
         print("no --data FOLDER (mnist/ and emoji/): quality is left out, speed alone is measured")
     parts = {**({"quality": quality(args)} if args.data else {}), **({"speed": speed(args.painter)} if args.speed or not args.data else {})}

@@ -4,8 +4,8 @@
     python -m benchmarks.llama_cpp --models novelist     one of the two; --batch 16: sixteen prompts at a time alone
 
 Every contender has a process of its own (in one process their thread pools take the cores from each other), and they take turns: greedy, after
-the same prompt of 32 ids; medians count. "bandwidth" is bytes of weights read per second over what summing a large array reaches with the same
-threads. Writes benchmarks/results/llama_cpp.json."""
+the same prompt of 32 ids; medians count. "bandwidth" is bytes of weights read per second (two a weight where compiled steps read bfloat16, since
+that holds these weights exactly) over what summing a large array reaches with the same threads. Writes benchmarks/results/llama_cpp.json."""
 import argparse
 import functools
 import json
@@ -46,9 +46,10 @@ def main():
     print(f"{read / 1e9:.1f} GB/s read, {args.threads} thread(s)", flush=True)
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     results = kept if kept.get("threads") == args.threads else {}                     # rows of as many threads stand beside each other
-    results |= {"versions": versions(), "threads": args.threads, "read_bytes_per_second": read}
+    results["threads"] = args.threads
     for name in args.models:
-        results[name] = results.get(name, {}) | {f"batch {batch}": compare(name, batch, args, read) for batch in args.batch}
+        found = {f"batch {batch}": compare(name, batch, args, read) for batch in args.batch}
+        results[name] = results.get(name, {}) | found | {"versions": versions(), "read_bytes_per_second": read}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -83,8 +84,10 @@ def compare(name, batch, args, read):
                 seconds[contender].append(speak(turn)[0])
     seconds = {contender: statistics.median(values) for contender, values in seconds.items()}
     matrices, base, rows = sum(p.numel() for p in lm.parameters()) - (0 if lm.cfg.tied else lm.embedding.weight.numel()), "transformers float32", {}
+    short = all(torch.equal(p, p.bfloat16().float()) for p in lm.parameters())
     for contender, value in seconds.items():
-        share = matrices * (1 if "8" in contender else 4) * args.tokens / value / read
+        each = 1 if "8" in contender else 2 if short and "compiled" in contender else 4
+        share = matrices * each * args.tokens / value / read
         rows[contender] = {"tokens_per_second": round(batch * args.tokens / value, 1), "ratio": round(seconds[base] / value, 2),
                            "bandwidth": round(share, 3), "same_tokens": said[contender] == said[base]}
         print(f"{contender:30} {batch * args.tokens / value:8.1f} tokens/s   {seconds[base] / value:.2f} x   bandwidth {share:4.0%}   "
@@ -171,12 +174,16 @@ def by_llama_cpp(folder, threads, weights):
         params.cpuparams.poll = params.cpuparams_batch.poll = 0           # idle threads that poll would take the cores from the others' turns
         return xllamacpp.Server(params)
 
+    told = False
+
     def speak(prompt, batch, tokens):
-        asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False, "logprobs": 1}
-        made = server(batch)
+        """Its ids come with their log-probabilities, which cost time: they are asked for in the first turn, which warms up."""
+        nonlocal told
+        asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+        made, asked, told = server(batch), asked if told else asked | {"logprobs": 1}, True
         with ThreadPoolExecutor(batch) as pool:
             answers = list(pool.map(lambda _: made.handle_completions(asked), range(batch)))
-        return [[token["id"] for token in answer["choices"][0]["logprobs"]["content"]] for answer in answers]
+        return [[token["id"] for token in answer["choices"][0]["logprobs"]["content"]] for answer in answers] if "logprobs" in asked else None
 
     return speak
 

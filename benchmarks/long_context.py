@@ -4,8 +4,9 @@
     python -m benchmarks.long_context --lengths 1024 4096 --backward gradients as well
     python -m benchmarks.long_context --skip decode
 
-Time is CPU time, the median of rounds in which the contenders take turns; memory is the peak of what torch's allocator gave out beside the
-inputs. Exponents are slopes of log time and log memory over log length. Writes benchmarks/results/long_context.json."""
+Time is CPU time of one call of `attend` (no projections), the median of rounds in which the contenders take turns, one round beyond 8k; memory is
+the peak of what torch's allocator gave out beside the inputs.
+Exponents are slopes of log time and log memory over log length. Writes benchmarks/results/long_context.json."""
 import argparse
 import json
 import math
@@ -134,7 +135,7 @@ def exponent(values):
 
 @torch.inference_mode()
 def decoding(args):
-    """Milliseconds a token and resident memory at a tenth of the way and at its end, greedy, a tiny model with random weights."""
+    """Milliseconds a token and resident memory at every tenth of the way, greedy, a tiny model with random weights."""
     torch.manual_seed(0)
     stack = TransformerConfig(width=64, layers=1, attention=AttentionConfig(heads=2), mlp=MLPConfig(128, gated=True), rotary=RotaryConfig())
     lm = CausalLM(CausalLMConfig(vocab=256, context=args.decode, transformer=stack)).eval()

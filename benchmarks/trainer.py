@@ -1,4 +1,4 @@
-"""Training by gencore.train.fit against the transformers Trainer: the novelist's shape, the same windows, whole steps.
+"""Training by gencore.train.fit against the transformers Trainer: the novelist's shape, the same windows in an order of each one's own, whole steps.
 
     python -m benchmarks.trainer                                  on a text that is made here; --data novels.parquet: on its training split
 

@@ -36,9 +36,13 @@ def main():
     torch.set_num_threads(args.threads)
     tasks = args.tasks or args.data.parent / "wordvec"
     if args.model:
-        found = judged(Word2Vec.from_pretrained(args.model), tasks)
+        w2v = Word2Vec.from_pretrained(args.model)
+        found = judged(w2v, tasks)
         for figure, value in found.items():
             print(f"{figure:28} {value:12,.3f}")
+        if "rank of queen" in found:
+            nearest = w2v.most_similar(["king", "woman"], ["man"], topn=3)
+            print("king - man + woman:", ", ".join(f"{word} {value:.2f}" for word, value in nearest))
         return keep({args.model: found})
     rows = text_folder(args.data)
     splits = rows.column("split") if "split" in rows.columns else ["train"] * len(rows)

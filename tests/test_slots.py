@@ -1,9 +1,10 @@
 """textgen/slots.py: times, dates, numbers and names in a text, and conversations told with others of them."""
 import random
+import re
 
 import pytest
 
-from textgen.slots import Swaps, shared, slots
+from textgen.slots import JOINTS, Swaps, shared, slots
 
 TALK = [{"role": "user", "content": "A table at Sino in SF for 3 at 6:30 pm on March 3rd, please."},
         {"role": "assistant", "content": "Please confirm: a table at Sino in San Jose for 3 at 6:30 pm on March 3rd. Sino is $3."},
@@ -51,12 +52,22 @@ def test_a_well_known_name_that_the_assistant_says_first_stays():
 def test_long_numbers_stay_as_long_and_names_may_be_made_of_others():
     talk = [{"role": "user", "content": "To 4656 Quigg Drive."}, {"role": "assistant", "content": "A ride to 4656 Quigg Drive?"}]
     swaps = Swaps([other("Zola"), other("Quay"), talk])
+    joined = re.compile(f" (?:{'|'.join(map(re.escape, sorted(JOINTS, key=len, reverse=True)))})(?= )")
     told = {swaps(talk, random.Random(seed))[1]["content"] for seed in range(40)}
     numbers, names = zip(*(text.removeprefix("A ride to ").removesuffix("?").split(" ", 1) for text in told))
     assert all(len(number) == 4 for number in numbers) and len(set(numbers)) > 20
-    said, known = {word for name in names for word in name.split()}, {"Zola", "Quay", "Quigg", "Drive"}
+    said, known = {word for name in names for word in joined.sub(" ", name).split()}, {"Zola", "Quay", "Quigg", "Drive"}
     assert any(len(name.split()) > 2 for name in names)
     assert known < said and all(known_or_coined(word, known) for word in said)                     # and some that nobody has heard
+    assert any(joined.search(name) for name in names)
+
+
+def test_words_of_other_conversations_go_into_names_too():
+    others = [[{"role": "user", "content": "What is a zeppelin? I need x5, incomprehensible."}]]           # three to twelve letters, no figures
+    talk = [{"role": "user", "content": "To Quigg Drive."}, {"role": "assistant", "content": "A ride to Quigg Drive?"}]
+    swaps = Swaps([other("Zola")], others=others)
+    assert swaps.words == ["Need", "What", "Zeppelin", "Zola"]
+    assert "Zeppelin" in " ".join(swaps(talk, random.Random(seed))[1]["content"] for seed in range(20))
 
 
 def known_or_coined(word, known):

@@ -7,12 +7,11 @@ places that came up earlier for as many as were spoken of (recorded conversation
 of mind, of which recorded conversations have few. Where nobody says how many, it is one room and a table for two, as in the recorded ones."""
 import re
 
-from textgen.slots import MONTHS, NAME, some_word
+from textgen.slots import MONTHS, NAME, made_name
 
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
 SOON = ("today", "tomorrow", "the day after tomorrow", "next Monday", "next Tuesday", "next Wednesday", "next Thursday", "next Friday")
 WAYS = ("Street", "Avenue", "Road", "Boulevard", "Way", "Drive", "Lane", "Place", "Court")
-JOINTS = ("at", "on", "by", "in", "of", "of the", "and", "&", "+", "The", "/")
 CITIES = ("San Francisco", "San Jose", "Oakland", "Berkeley", "Los Angeles", "San Diego", "Anaheim", "Sacramento", "Napa", "Santa Rosa", "Seattle",
           "Portland", "Vancouver", "Las Vegas", "Phoenix", "Denver", "Chicago", "Atlanta", "New York", "Philadelphia", "Washington", "London",
           "Paris", "Sydney", "Delhi", "Kuala Lumpur", "Nairobi", "Mexico City", "Rio de Janeiro", "Petaluma", "Livermore", "Hayward", "Novato")
@@ -52,7 +51,7 @@ class Bookings:
 
     def __call__(self, draw):
         """random.Random -> messages; sometimes another errand first, sometimes a place and then a ride to it."""
-        city = draw.choice(CITIES)
+        city = draw.choice(CITIES) if draw.random() < 0.8 else self.name(draw, 1, 2)
         lines = self.errand(draw, city) if draw.random() < 0.3 else []
         where = "there" if lines and draw.random() < 0.5 else f"in {city}"
         rides = draw.random() < 0.5
@@ -68,11 +67,7 @@ class Bookings:
     # ---- what is named ----
 
     def name(self, draw, least=1, most=5):
-        words = [some_word(self.words, draw) for _ in range(draw.randint(least, most))]
-        if len(words) > 2 and draw.random() < 0.4:
-            words.insert(draw.randint(1, len(words) - 1), draw.choice(JOINTS))          # "Chancellor Hotel on Union Square"
-        name = " ".join(words)
-        return name[0].upper() + name[1:]
+        return made_name(self.words, draw, least, most)
 
     def address(self, draw):
         door = f" {draw.choice(('# ', '#', 'Suite ', 'Unit '))}{draw.randint(1, 400)}" if draw.random() < 0.2 else ""

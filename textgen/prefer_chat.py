@@ -26,6 +26,7 @@ from textgen.conversations import read_conversations
 from textgen.made_bookings import Bookings
 from textgen.preference import Preferences, preference_loss
 from textgen.slots import Swaps, slots
+from textgen.train_chat import QUESTIONS, TASKS
 
 REPEATED = re.compile(r"\b(\w[\w'&-]*(?:\W+\w[\w'&-]*){0,3})\W+\1\b", re.IGNORECASE)                # up to four words, and at once again
 
@@ -51,11 +52,12 @@ class Plan:
 def asked(rows, plan, seed):
     """Rows of conversations -> (messages before, the people's turn, its slots) for ever, in random order."""
     draw = random.Random(seed)
+    heard = [row["messages"] for row in rows if row["split"] == "train" and row["source"] in (*TASKS, *QUESTIONS)]
     learnt = [row for row in rows if row["split"] == "train" and row["source"] == "sgd"]
     rows = [row["messages"] for row in learnt if SERVICES & set(row["topic"].split(", "))]
     if not any(confirmations(messages, least=3) for messages in rows):
         raise DataError("no conversation of source sgd, split train, in which a booking is confirmed: nothing to learn from")
-    swapped = Swaps(rows)
+    swapped = Swaps(rows, others=heard)
     bookings = Bookings(swapped.words)
     going_on = [(how, [row["messages"] for row in learnt if how(row["messages"], draw)]) for how in (bookings.by_days, bookings.by_ride)]
     while True:

@@ -11,6 +11,8 @@ NAME = r"[A-Z][\w'&-]*(?: (?:(?:of|the|and|de|&) )?[A-Z][\w'&-]*)*"
 VALUE = re.compile(rf"(?P<time>\d{{1,2}}:\d\d(?: ?[ap]\.?m\b)?|\d{{1,2}} ?[ap]\.?m\b)|(?P<date>(?:{MONTHS}) \d{{1,2}}(?:st|nd|rd|th)?)|"
                    rf"(?P<number>\d+)|(?P<name>(?<![.?!:] )(?<!^){NAME})", re.MULTILINE)          # a name: capitals inside a sentence
 NO_NAMES = {"I", "I'm", "I'll", "I've", "I'd", "OK", "Okay", "Please", "Is"}
+WORD = re.compile(r"\b[A-Za-z][a-z]{2,11}\b")
+JOINTS = ("at", "on", "by", "in", "of", "of the", "and", "&", "+", "The", "/")
 
 
 def slots(text):
@@ -33,15 +35,17 @@ class Swaps:
     """Conversations -> a function that puts others of their values into one of them.
 
     What the assistant says first stays, it may spell out what the user said ("SF", "half past two"); only names that few conversations know,
-    such as a restaurant's that it offers, are replaced in any case."""
+    such as a restaurant's that it offers, are replaced in any case.
+    others: conversations on anything, whose words go into names too: a name is any words, not those alone that names had so far."""
 
-    def __init__(self, talks, few=20):
+    def __init__(self, talks, few=20, *, others=()):
         self.few, self.pools = few, {"time": Counter(), "date": Counter(), "number": Counter(), "name": Counter()}
         for messages in talks:
             for value, (kind, _) in shared(messages).items():
                 self.pools[kind][value] += 1
         self.drawn = {kind: sorted(pool) if kind == "name" else sorted(pool.elements()) for kind, pool in self.pools.items()}
-        self.words = sorted({word for name in self.pools["name"] for word in name.split()})
+        heard = {word for messages in others for message in messages for word in WORD.findall(message["content"])}
+        self.words = sorted({word for name in self.pools["name"] for word in name.split()} | {word.capitalize() for word in heard})
 
     def __call__(self, messages, draw):
         """[{"role", "content"}, ...], random.Random -> the same, each such value replaced by one of its kind, the same one everywhere."""
@@ -57,9 +61,18 @@ class Swaps:
         """A value of that kind: one that was heard, or a number as long, or a name made of words of several and of words that nobody has heard."""
         if kind == "number" and len(value) > 2:
             return str(draw.randrange(10 ** (len(value) - 1), 10 ** len(value)))
-        if kind == "name" and draw.random() < 0.5:
-            return " ".join(some_word(self.words, draw) for _ in range(draw.randint(1, 4)))
+        if kind == "name" and draw.random() < 0.7:
+            return made_name(self.words, draw)
         return draw.choice(self.drawn[kind])
+
+
+def made_name(words, draw, least=1, most=5):
+    """A name of so many of the words, or of words that nobody has heard; a longer one may be joined ("Chancellor Hotel on Union Square")."""
+    parts = [some_word(words, draw) for _ in range(draw.randint(least, most))]
+    if len(parts) > 2 and draw.random() < 0.4:
+        parts.insert(draw.randint(1, len(parts) - 1), draw.choice(JOINTS))
+    name = " ".join(parts)
+    return name[0].upper() + name[1:]
 
 
 def some_word(words, draw):

@@ -57,11 +57,11 @@ class ChatRun:
 def lessons(rows, split, asides, *, swaps=0.0, made=0, seed=0):
     """Rows of conversations -> lists of messages to learn from, of that split."""
     draw = random.Random(seed)
-    rows = [row for row in rows if row["split"] == split]
+    rows = [row for row in rows if row["split"] == split and row["source"] in (*TASKS, *QUESTIONS)]
     questions = [row["messages"][0]["content"] for row in rows if row["source"] in QUESTIONS]
     aside = lambda: [{"role": "user", "content": draw.choice(questions)}, {"role": "assistant", "content": draw.choice(UNKNOWN)}]
     tasks, talks = [row for row in rows if row["source"] in TASKS], []
-    swapped = Swaps([row["messages"] for row in tasks]) if swaps or made else None
+    swapped = Swaps([row["messages"] for row in tasks], others=[row["messages"] for row in rows]) if swaps or made else None
     for row in tasks:
         messages = list(swapped(row["messages"], draw)) if draw.random() < swaps else list(row["messages"])
         place = 2 * draw.randrange(len(messages) // 2 + 1)
