@@ -102,7 +102,7 @@ def main():
 
     run = Run(args.out, resume=args.resume, extend=True, plan={"dropout": cfg.dropout}, evaluate=evaluate, sample=sample,
               export=lambda model: model.files(dtype=torch.bfloat16),
-              card={"title": args.out.name, "Data": what, "Command": "python " + " ".join(sys.argv)})
+              card={"title": args.out.name, "Data": what})
     fit(lm, loss, TokenWindows(torch.tensor(ids), cfg.context, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: CausalLM.from_pretrained("{args.out}/model")', file=sys.stderr)
 

@@ -119,6 +119,9 @@ def command(main):
     """Decorator for the main of a script: an error that this toolkit raises on purpose ends it as argparse does, in one line with exit code 2."""
     @functools.wraps(main)
     def run():
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")                # a console that can't write a letter ends no training
         try:
             return main()
         except CommonthreadError as error:

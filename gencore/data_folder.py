@@ -70,8 +70,8 @@ class Rows:
 def learn_and_held_out(path=None):
     """Text for the examples: (texts to learn from, texts held out, what they are). path: as of `text_folder`; None = Python's standard library.
 
-    Held out is what lies in a split of its own (`held_out_split`), or the rows whose column "split" says validation; without one, the last
-    twentieth of each text, or one in twenty of texts too short for that."""
+    Held out is what lies in a split of its own (`held_out_split`), or the rows whose column "split" says validation, or else test; without
+    one, the last twentieth of each text, or one in twenty of texts too short for that."""
     if path is None:
         folder = Path(sysconfig.get_path("stdlib"))
         files = sorted(file for file in folder.glob("*.py") if file.stat().st_size > 4000)
@@ -82,10 +82,10 @@ def learn_and_held_out(path=None):
         rows, what = text_folder(path), Path(path).name
         texts = rows.column("text")
         if "split" in rows.columns:
-            splits = rows.column("split")
-            parts = [[text for text, split in zip(texts, splits) if split == wanted] for wanted in ("train", "validation")]
-            if all(parts):
-                return *parts, what
+            by_split = lambda wanted: [text for text, split in zip(texts, rows.column("split")) if split == wanted]
+            learnt, held = by_split("train"), by_split("validation") or by_split("test")
+            if learnt and held:
+                return learnt, held, what
     if max(map(len, texts)) < 200 and len(texts) > 1:                               # lines, not texts
         return [text for i, text in enumerate(texts) if i % 20 != 1], texts[1::20], what
     cuts = [len(text) - len(text) // 20 for text in texts]

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 import gencore
 from gencore.attention import AttentionConfig
-from gencore.check import DataError, InputError
+from gencore.check import ConfigError, DataError, InputError
 from gencore.checkpoint import resolve
 from gencore.data import Batches
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig, restarting
+from gencore.run_folder import save_checkpoint
 from gencore.tokenizer import TURN_END, Tokenizer, train_bpe
 from gencore.train import Run, TrainConfig, fit
 from gencore.transformer import TransformerConfig
 from textgen import CausalLM, Chat, conversations
-from textgen.chat import chat_model
+from textgen.chat import base_of_run, chat_model
 from textgen.conversations import Packed, conversation_row, document_row, packed_loss, read_conversations, split_turns
 from textgen.model import CausalLMConfig
 
@@ -133,6 +134,22 @@ def test_a_chat_model_says_of_plain_text_what_its_base_said(tied, tmp_path):
     assert chat_model(wider).cfg == wider.cfg                                            # nothing twice
     wider.save_pretrained(tmp_path / "m")
     assert CausalLM.from_pretrained(tmp_path / "m").cfg.eos == (0, wider.tokenizer.id(TURN_END))
+
+
+def test_a_run_keeps_the_base_that_it_began_with(tmp_path):
+    lm, other = base(), base()
+    other.embedding.weight.data += 1
+    made = base_of_run(tmp_path, lm, seed=3)
+    before = (tmp_path / "base" / "model.safetensors").read_bytes()
+    save_checkpoint(Run(tmp_path), 1, made.files(), {"step": 1})
+    with pytest.raises(ConfigError, match="already holds a run"):
+        base_of_run(tmp_path, other)
+    for lm_then, seed in ((other, 3), (lm, 4)):
+        with pytest.raises(ConfigError, match="made of another base: resume with the base and the seed"):
+            base_of_run(tmp_path, lm_then, seed=seed, resume=True)
+    again = base_of_run(tmp_path, lm, seed=3, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters()))
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == before
 
 
 # what is learnt

@@ -388,4 +388,6 @@ def test_what_is_held_out_is_a_split_of_its_own_or_some_of_many_short_texts(tmp_
     assert data_folder.learn_and_held_out(tmp_path / "hub")[:2] == (["learn"], ["judge"])
     write(tmp_path / "folders", {"train/a.txt": "learn", "test/a.txt": "test"})
     assert data_folder.learn_and_held_out(tmp_path / "folders")[:2] == (["learn"], ["test"])
+    write_parquet(tmp_path / "column" / "all.parquet", {"text": ["learn", "test"], "split": ["train", "test"]})
+    assert data_folder.learn_and_held_out(tmp_path / "column")[:2] == (["learn"], ["test"])
     assert data_folder.held_out_split(tmp_path / "short") is None and data_folder.held_out_split(tmp_path / "short" / "00.txt") is None

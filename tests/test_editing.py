@@ -191,3 +191,12 @@ def test_the_example_edits_a_file_a_sheet_and_a_way(editor, picture, tmp_path, c
     with pytest.raises(SystemExit):
         run(*given, tmp_path / "c.png", tmp_path / "a.png")
     assert "Give a prompt behind it" in capsys.readouterr().err
+    way, beyond = ["--between", *PROMPTS], ["--beyond", "4", "0", "0", "0"]
+    for given_too, words in (([tmp_path / "a.png", PROMPTS[0], *beyond, "--strength", "0.5"], "--beyond and --strength don't go together"),
+                             ([tmp_path / "a.png", PROMPTS[0], "--variations", "2", "--mask", "m.png"], "--variations and --mask don't go"),
+                             ([tmp_path / "a.png", PROMPTS[0], *beyond, "--variations", "2"], "--beyond and --variations don't go"),
+                             ([*way, "--mask", "m.png"], "--between and --mask don't go"), (["--strength", "0.5"], "--strength is for a picture"),
+                             ([tmp_path / "a.png", PROMPTS[0], *way], "--between draws its own pictures")):
+        with pytest.raises(SystemExit):
+            run(*given, tmp_path / ("c.gif" if "--between" in given_too else "c.png"), *given_too)
+        assert words in capsys.readouterr().err

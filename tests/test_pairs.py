@@ -1,4 +1,5 @@
 """textgen/pairs.py: files of both kinds, batches of one length that hold every pair once an epoch, processes that share them, wrong input."""
+import datasets
 import pytest
 import torch
 
@@ -44,7 +45,6 @@ def test_in_order_gives_every_pair_once(tokenizer):
 
 
 def test_files_of_both_kinds(tmp_path):
-    import datasets
     rows = {"de": ["eins", "zwei", "drei"], "en": ["one", "two", "three"], "split": ["train", "validation", "train"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "pairs.parquet")
     assert pairs_to_learn(tmp_path / "pairs.parquet", "de", "en") == ([("eins", "one"), ("drei", "three")], [("zwei", "two")])
@@ -69,9 +69,13 @@ def test_pairs_too_long_for_the_model_are_left_out_and_counted(tokenizer):
 
 
 def test_wrong_files_are_named(tmp_path, tokenizer):
-    (tmp_path / "bad.tsv").write_text("eins\tone\nzwei\n", encoding="utf-8")
-    with pytest.raises(DataError, match="two columns, source and target, in every line: line 2 hasn't"):
+    (tmp_path / "bad.tsv").write_text("eins\tone\n\nzwei\n", encoding="utf-8")
+    with pytest.raises(DataError, match="two columns, source and target, in every line: line 3 hasn't"):
         read_pairs(tmp_path / "bad.tsv", "", "")
+    for texts, said in ((["one", None], "None"), ([1, 2], "1")):
+        datasets.Dataset.from_dict({"de": ["eins", "zwei"], "en": texts}).to_parquet(tmp_path / "odd.parquet")
+        with pytest.raises(DataError, match=f'column "en" should hold text, row . has {said}'):
+            read_pairs(tmp_path / "odd.parquet", "de", "en")
     (tmp_path / "empty.tsv").write_text("\n")
     with pytest.raises(DataError, match="it is empty"):
         read_pairs(tmp_path / "empty.tsv", "", "")

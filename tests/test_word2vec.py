@@ -28,6 +28,7 @@ def royal_family(seed):
 
 def test_sentences_are_lists_of_lower_case_words():
     assert sentences_of("The cat's tail. Élan!\nIt is 3 o'clock") == [["the", "cat's", "tail"], ["élan"], ["it", "is", "o'clock"]]
+    assert sentences_of("Łódź, żółw! Москва — 5÷3 œuvre") == [["łódź", "żółw"], ["москва", "œuvre"]]
 
 
 def small(objective="skip-gram", seed=0, **changes):

@@ -151,7 +151,8 @@ class Packed:
     def __init__(self, rows, length, *, pad=0):
         rows = [row for row in rows if any(target != IGNORED for target in row[1][:length])]
         if not rows:
-            raise DataError("no row has anything to learn from: a conversation needs an assistant's turn")
+            raise DataError(f"no row has anything to learn from in its first {length} tokens: a conversation needs an assistant's turn that lies in "
+                            "them; give a larger context where there is one")
         self.cut = sum(len(inputs) > length for inputs, _ in rows)
         self.ids, self.documents = pack_documents([inputs[:length] for inputs, _ in rows], length, pad=pad)
         self.targets, _ = pack_documents([targets[:length] for _, targets in rows], length, pad=IGNORED)      # placed by their lengths: as the ids

@@ -20,7 +20,8 @@ class LoRA:
     def __init__(self, lm, *, rank=8, alpha=16, dropout=0.0, targets=TARGETS):
         """rank: of the small matrices. alpha: the adapter counts alpha / rank times. targets: which matrices of a block."""
         ranks, alpha = ranks_of(lm, targets, rank, TARGETS), in_range("alpha", alpha, 1e-3, 1e6)
-        self.adapter = Adapter(lm.trainable(), layout(lm), ranks, scale=alpha / rank, base=base_of(lm), dropout=dropout)
+        self.adapter = Adapter(lm.trainable(), layout(lm), ranks, scale=alpha / rank, base=base_of(lm),
+                               dropout=in_range("dropout", dropout, 0, 1))
 
     @property
     def lm(self):

@@ -14,16 +14,20 @@ def read_pairs(path, source, target, split=None):
     """A parquet file with the columns `source` and `target` (and split), or a .tsv file of two columns -> [(source text, target text), ...]."""
     path = Path(path)
     if path.suffix == ".tsv":
-        lines = [line.rstrip("\r").split("\t") for line in text_of_file(path).split("\n") if line.strip()]
-        odd = [n for n, line in enumerate(lines, 1) if len(line) != 2]
+        lines = {n: line.rstrip("\r").split("\t") for n, line in enumerate(text_of_file(path).split("\n"), 1) if line.strip()}
+        odd = [n for n, line in lines.items() if len(line) != 2]
         if odd or not lines:
             why = f"line {odd[0]} hasn't" if odd else "it is empty"
             raise DataError(f"{path} should have two columns, source and target, in every line: {why}")
-        return [tuple(line) for line in lines]
+        return [tuple(line) for line in lines.values()]
     rows = text_folder(path, split, text=source)
     if target not in rows.columns:
         raise DataError(f'{path} has no column "{target}", only {", ".join(rows.columns)}')
-    return list(zip(rows.column("text"), rows.column(target)))
+    said = rows.column(target)
+    odd = next((row for row, text in enumerate(said) if not isinstance(text, str)), None)
+    if odd is not None:
+        raise DataError(f'{path}: column "{target}" should hold text, row {odd} has {said[odd]!r:.80}')
+    return list(zip(rows.column("text"), said))
 
 
 def pairs_to_learn(path, source, target):

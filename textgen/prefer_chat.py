@@ -118,7 +118,7 @@ def main():
     print(f"{plan.turns} turns, {kept:.3f} of their slots kept; {len(pairs)} pairs to learn from", file=sys.stderr)
     lm = chat.lm.trainable()
     run = Run(args.out, export=lambda model: model.files(dtype=torch.bfloat16),
-              card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.prefer_chat " + " ".join(sys.argv[1:])})
+              card={"title": args.out.name, "Data": args.data.name})
     fit(lm, preference_loss(beta=plan.beta, likelihood=plan.likelihood), Batches(Preferences(lm, pairs), plan.train.batch, plan.train.seed),
         plan.train, run=run)
     print(f'done: Chat.from_pretrained("{args.out}/model")', file=sys.stderr)

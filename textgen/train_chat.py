@@ -124,7 +124,7 @@ def main():
         (folder / f"{step:06d}.txt").write_text(said, encoding="utf-8")
 
     run = Run(args.out, resume=args.resume, extend=True, export=lambda model: model.files(dtype=torch.bfloat16), evaluate=evaluate, sample=sample,
-              card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.train_chat " + " ".join(sys.argv[1:])})
+              card={"title": args.out.name, "Data": args.data.name})
     fit(lm, packed_loss, Batches(data, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: Chat.from_pretrained("{args.out}/model")', file=sys.stderr)
 

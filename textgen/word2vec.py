@@ -136,8 +136,8 @@ class Word2Vec:
 
 
 def sentences_of(text):
-    """Text -> its sentences as lists of lower-case words; a sentence ends with . ! ? or its line."""
-    return [words for line in re.split(r"[.!?\n]+", text.lower()) if (words := re.findall(r"[a-zà-ÿ]+(?:'[a-z]+)?", line))]
+    """Text -> its sentences as lists of lower-case words, letters of any script ("l'été" is one); a sentence ends with . ! ? or its line."""
+    return [words for line in re.split(r"[.!?\n]+", text.lower()) if (words := re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", line))]
 
 
 def count_words(sentences, min_count):

@@ -56,7 +56,7 @@ def main():
 def train(plan, base, args):
     """The branch; what was held out, before and after."""
     torch.manual_seed(plan.train.seed)
-    whole("held_out", plan.held_out, 2)                                         # a scene and a drawing
+    whole("held_out", plan.held_out, 2), whole("moved", plan.moved, 1)          # a scene and a drawing
     controlled = ControlledTextToImage(base, Control.beside(plan.control, base.painter))
     data, captions, held = learnt_from(plan, args.data, controlled)
     lines, asked = edges(to_unit(data.pixels[held])), [captions[i] for i in held]
@@ -70,20 +70,20 @@ def train(plan, base, args):
     run = Run(args.out, args.resume, extend=True, card={"Data": str(args.data or "scenes (multimodal/scenes.py), and the painter's own drawings")},
               sample=sample, export=lambda model: control_files(model.control, base))
     train_control(controlled, data, plan.train, run=run)
-    report(controlled, to_unit(data.pixels[held]), lines, asked)
+    report(controlled, to_unit(data.pixels[held]), lines, asked, parts=("what was held out",) if args.data else ("scenes", "drawings"))
     print(f'done: ControlledTextToImage.from_pretrained("{args.out / "model"}")("{asked[0]}", lines)', file=sys.stderr)
 
 
 @torch.inference_mode()
-def report(controlled, pictures, lines, asked):
-    """Agreement of edges on the held-out pictures, of the first half and of the second: the scenes and the painter's own drawings."""
+def report(controlled, pictures, lines, asked, *, parts):
+    """Agreement of edges on the held-out pictures, of each of as many equal parts of them as there are names."""
     given, vae = to_pil(2 * lines.expand(-1, 3, -1, -1) - 1), controlled.painter.painter.autoencoder
     drawn = {name: controlled(asked, given, weight=weight, seed=0, output_type="pt", progress=False) * 2 - 1
              for name, weight in (("not led", 0), ("led", 1))}
     drawn["autoencoder"] = vae.decode(vae.encode(pictures)[0]).clamp(-1, 1)
     for name, made in drawn.items():
-        first, second = edge_agreement(edges(made), lines).tensor_split(2)
-        print(f"{name:<12} edges agree by {first.mean():.3f} on the first half of what was held out, {second.mean():.3f} on the second")
+        found = edge_agreement(edges(made), lines).tensor_split(len(parts))
+        print(f"{name:<12} edges agree by " + ", ".join(f"{part.mean():.3f} on {what}" for what, part in zip(parts, found)))
 
 
 def learnt_from(plan, folder, controlled):

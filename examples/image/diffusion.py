@@ -7,13 +7,13 @@
 Any field of Plan below is key=value:
     network=dit                                                         the diffusion transformer in place of the U-Net; dit.positions=rotary
     --data FOLDER channels=3 autoencoder=autoencoder size=64            in the latents of the autoencoder that ships
-    autoencoder=runs/autoencoder/model size=64 unet.widths=[64,128]     in the latents that examples/image/autoencoder.py has learnt
+    autoencoder=runs/autoencoder/model size=64                          in the latents that examples/image/autoencoder.py has learnt
     schedule.path=vp schedule.predicts=noise schedule.sampler=ddim      what the network says: noise, data or v (vp), velocity or data (flow),
     schedule.path=ve schedule.predicts=edm schedule.sampler=euler       EDM; lesson.levels, .mean, .std: which noise is shown; lesson.min_snr=5
     classes=false                                                       pictures of no class, whatever the folder says
 
-samples/ has a row of pictures for each class at every evaluation, drawn by the averaged weights (the average forgets its start by itself: no early
-blur). On the digits the loss falls from 1.5 to about 0.1.
+samples/ has a row of pictures for each class (of many, for ten) at every evaluation, by the averaged weights (the average forgets its start by
+itself: no early blur). On the digits the loss falls from 1.5 to about 0.1.
 What was trained: Diffusion.from_pretrained("runs/diffusion/model")("3"), and in diffusers as imagegen/diffusion_files.py says."""
 import argparse
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +26,7 @@ from gencore import Run, TrainConfig, fit
 from gencore.check import ConfigError, command, in_range, whole
 from gencore.checkpoint import resolve
 from gencore.config import override
+from gencore.recipe import made_with
 from imagegen.class_dit import ClassDiT, ClassDiTConfig
 from imagegen.class_training import Lesson, check_lesson, denoising_loss, latents_of
 from imagegen.data import grid, to_pil
@@ -68,22 +69,25 @@ def main():
     sizes = plan.size, plan.channels
     data = labelled_pictures(args.data, *sizes, split=args.split) if args.data else digit_pictures(*sizes)
     data = data if plan.classes else data.plain()
-    autoencoder = read_any(resolve(plan.autoencoder, "imagegen")) if plan.autoencoder else None
+    folder = resolve(plan.autoencoder, "imagegen") if plan.autoencoder else None
+    autoencoder, weights = (read_any(folder), made_with(folder)) if folder else (None, None)
     torch.manual_seed(plan.train.seed)
     model = network_of(plan, len(data.names), autoencoder)
     print(f"{len(data):,} pictures in {len(data.names) or 'no'} classes; {sum(p.numel() for p in model.parameters()):,} parameters")
-    none = none_of(model, data.names) if data.names else None
+    none = none_of(model, data.names) if data.names and plan.lesson.hidden else None       # never shown without its class: no guidance
     seen = {"values": data.pixels, "name": "pixels"} if autoencoder is None else {"values": latents_of(autoencoder, data.pixels), "name": "latents"}
     batches = LabelledBatches(seen["values"], data.labels, plan.train.batch, plan.train.seed, name=seen["name"])
 
     def sample(model, folder, step):
-        asked = [number for number in range(len(data.names) or 1) for _ in range(plan.shown)] if model.cfg.classes else plan.shown
+        some = range(0, len(data.names) or 1, -(-len(data.names) // 10) or 1)               # ten classes of many
+        asked = [number for number in some for _ in range(plan.shown)] if model.cfg.classes else plan.shown
         drawn = Diffusion(model, autoencoder, labels=data.names, schedule=plan.schedule)(
             asked, steps=plan.steps, guidance=1.0 if none is None else plan.guidance, seed=0, output_type="pt", progress=False) * 2 - 1
         to_pil(grid(drawn.expand(-1, 3, -1, -1), plan.shown)[None])[0].save(folder / f"{step:06d}.png")
 
     words = {"title": args.out.name, "Data": f"{len(data)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
-    run = Run(args.out, args.resume, extend=True, sample=sample, card=words, plan={"schedule": asdict(plan.schedule), "lesson": asdict(plan.lesson)},
+    under = {"schedule": asdict(plan.schedule), "lesson": asdict(plan.lesson), "autoencoder": weights}
+    run = Run(args.out, args.resume, extend=True, sample=sample, card=words, plan=under,
               export=lambda model: diffusion_files(model, autoencoder, labels=data.names, schedule=plan.schedule))
     fit(model, lambda model, batch, draws: denoising_loss(model, batch, draws, schedule=plan.schedule, lesson=plan.lesson, none=none), batches,
         plan.train, run=run)

@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: runs/edit.png, for a way runs/between.gif")
     args = parser.parse_args()
+    check(args)
     out = args.out or Path("runs") / ("between.gif" if args.between else "edit.png")
     if out.suffix.lower() not in ([".gif"] if args.between else [".png", ".jpg", ".jpeg", ".webp"]):
         raise InputError(f"--out should end in {'.gif' if args.between else '.png, .jpg or .webp'}, got {out.name}")
@@ -52,6 +53,19 @@ def main():
     else:
         sheet(editor, args.seed).save(out)
     print(f"wrote {out}")
+
+
+def check(args):
+    """Only what goes together: one of the ways, and what belongs to it."""
+    ways = [name for name in ("beyond", "variations", "between") if getattr(args, name) is not None]
+    rest = [name for name in ("mask", "strength") if getattr(args, name) is not None]
+    lost = ways[1:] or [name for name in rest if ways and (ways[0], name) != ("variations", "strength")]
+    if lost:
+        raise InputError(f"--{ways[0]} and --{lost[0]} don't go together: give one of them")
+    if args.picture and args.between:
+        raise InputError(f"--between draws its own pictures: leave {args.picture} out")
+    if not args.picture and not args.between and (ways or rest):
+        raise InputError(f"--{(ways + rest)[0]} is for a picture of yours: give a file and a prompt before it")
 
 
 def edited(editor, args):

@@ -90,10 +90,10 @@ def main():
         ids[:, 0] = tokenizer.id(CLS)                                   # a text begins so when it is filled in or classified
         return model.loss(*mask_tokens(ids, tokenizer, generator))
 
-    for text in args.ask or ():
+    for text in args.ask or ASKED:
         lm.fill_mask(text)                                              # one that can't be filled in is said before the training
     run = Run(args.out, resume=args.resume, extend=True, export=MaskedLM.files, evaluate=evaluate, sample=sample,
-              card={"title": args.out.name, "Data": what, "Command": "python " + " ".join(sys.argv)})
+              card={"title": args.out.name, "Data": what})
     fit(lm, loss, TokenWindows(learnt, cfg.context, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: MaskedLM.from_pretrained("{args.out}/model")', file=sys.stderr)
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from gencore.check import InputError, command
+from gencore.check import InputError, command, whole
 from gencore.checkpoint import save_folder
 from gencore.config import override
 from gencore.data import Batches, hold_out
 from gencore.decode import resting
 from gencore.train import Run, TrainConfig, fit
 from textgen import CausalLM, Chat, LoRA
-from textgen.chat import chat_model
+from textgen.chat import base_of_run
 from textgen.conversations import Packed, conversation_row, packed_loss, read_conversations, split_turns
 
 
@@ -67,8 +67,9 @@ def conversations(path, seed):
         held = talks[:20]
         return [talk for talk in talks[20:] if talk not in held], held
     rows = read_conversations(path)
-    if "split" in rows[0]:
-        return tuple([row["messages"] for row in rows if row["split"] == split] for split in ("train", "validation"))
+    splits = {row.get("split") for row in rows}
+    if held := next((split for split in ("validation", "test") if {"train", split} <= splits), None):
+        return tuple([row["messages"] for row in rows if row.get("split") == split] for split in ("train", held))
     return tuple(map(list, hold_out([row["messages"] for row in rows], min(0.1, 200 / len(rows)), seed)))
 
 
@@ -78,11 +79,10 @@ def main():
     cfg = override(Tuning(), args.settings)
     learnt, held = conversations(args.data, cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
-    chat_model(CausalLM.from_pretrained(args.base), seed=cfg.train.seed).save_pretrained(args.out / "base")
-    base = CausalLM.from_pretrained(args.out / "base")
+    base = base_of_run(args.out, CausalLM.from_pretrained(args.base), seed=cfg.train.seed, resume=args.resume)
     lora = LoRA(base, rank=cfg.rank, alpha=cfg.alpha, dropout=cfg.dropout) if cfg.rank else None
     lm = lora.lm if lora else base.trainable()
-    length = min(cfg.context, lm.cfg.context)
+    length = min(whole("context", cfg.context, 2), lm.cfg.context)
     rows, unseen = (Packed([conversation_row(lm.tokenizer, part) for talk in talks for part in split_turns(lm.tokenizer, talk, length)], length)
                     for talks in (learnt, held))
     trained = sum(p.numel() for p in lm.parameters() if p.requires_grad)
@@ -105,7 +105,7 @@ def main():
 
     export = lora.export if lora else lambda model: model.files()
     run = Run(args.out, resume=args.resume, extend=True, export=export, evaluate=evaluate, sample=sample,
-              card={"title": args.out.name, "Data": str(args.data or "made conversations"), "Command": "python " + " ".join(sys.argv)})
+              card={"title": args.out.name, "Data": str(args.data or "made conversations")}, plan={"dropout": cfg.dropout, "context": cfg.context})
     fit(lm, packed_loss, Batches(rows, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     if lora:
         lora.save_pretrained(args.out / "adapter")

@@ -95,6 +95,9 @@ def main():
     if args.out.suffix not in ("", ".png", ".pdf", ".svg"):                # without one it is a PNG
         raise InputError(f"--out should end in .png, .pdf or .svg, got {args.out.name}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        for width in args.widths:
+            model(width, args.vocab)                                       # one that can't be is said before the first training
     sizes, losses = measured(args)
     law = chosen_law(sizes[:4], losses[:4])
     guess = foretold(law, sizes[4])

@@ -111,7 +111,7 @@ def main():
             model.draw_alignment(unseen[0][0], folder / f"{step:06d}-alignment.png")
 
     run = Run(out, resume=args.resume, extend=True, export=type(model).files, evaluate=evaluate, sample=sample,
-              card={"title": out.name, "Data": what, "Command": "python " + " ".join(sys.argv)})
+              card={"title": out.name, "Data": what})
     fit(model, lambda m, batch, generator: m.loss(**batch), PairBatches(pairs, tokenizer, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: {type(model).__name__}.from_pretrained("{out}/model")', file=sys.stderr)
 

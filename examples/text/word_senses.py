@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gencore.check import command, seeds_of
+from gencore.check import InputError, command, seeds_of
 from gencore.data import right_padded
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig
@@ -71,6 +71,9 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("senses.png"), help="picture (default senses.png)")
     args = parser.parse_args()
     seeds_of(args.seed)
+    if args.out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"--out should end in .png, .jpg, .pdf or .svg, got {args.out.name}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     lm = CausalLM.from_pretrained(args.model) if args.model else trained(args.steps)
     results = {word: judged(lm, word, args.seed) for word in SENSES}
     for word, (right, _, _) in results.items():
