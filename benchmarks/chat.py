@@ -2,6 +2,7 @@
 
     python -m benchmarks.chat --data dialogues.parquet                                   the chat that ships; --model runs/chat/model: another
     python -m benchmarks.chat --data dialogues.parquet --questions nq_open_dev.parquet   and questions of another kind (a column question)
+    python -m benchmarks.chat --data dialogues.parquet --names novels.parquet            of the validation part: as it is, and with other names
 
 Slots kept: of the test conversations (source sgd), every turn in which the assistant asks to confirm a table, a hotel or a ride, with six or more
 messages before it. Its slots are the times, dates, numbers and names in that turn that were said before (textgen.slots). The model reads the
@@ -11,7 +12,10 @@ people's turn itself, 717 of 719; floor: the same model's answer when it reads t
 
 Doesn't know: share of the questions outside its data (of the sources dolly_subset and self_instruct, test split, whose like it was trained on, and
 of --questions, whose like it was not) that are answered with "don't know"; too_long: how many fill half the context and are left out. False
-alarms: share of the assistant's turns in booking conversations where it says so. Writes benchmarks/results/chat.json."""
+alarms: share of the assistant's turns in booking conversations where it says so. Writes benchmarks/results/chat.json.
+
+--names: slots kept in conversations of the validation split as they are, and told with other values, whose names are of words of these texts (their
+validation split): how much it leans on names that it knows. Only printed: versions of a model are chosen by it."""
 import argparse
 import json
 import random
@@ -21,10 +25,12 @@ from pathlib import Path
 import torch
 
 from gencore.check import command
+from gencore.data import text_folder
 from gencore.recipe import versions
 from textgen import Chat
 from textgen.confirmations import SERVICES, confirm, confirmations, holds
 from textgen.conversations import read_conversations
+from textgen.slots import Swaps
 
 RESULTS = Path(__file__).parent / "results" / "chat.json"
 
@@ -34,13 +40,17 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="parquet with the columns messages, source, topic and split")
     parser.add_argument("--questions", type=Path, help="parquet with a column question")
     parser.add_argument("--model", default="chat", help="a chat model, by name or folder (default: chat)")
+    parser.add_argument("--names", type=Path, help="text, as CausalLM is trained on, whose words are names that nobody has heard")
     parser.add_argument("--limit", type=int, default=300, help="turns of each kind, the same each time (default 300)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = read_conversations(args.data, columns=("source", "topic", "split"))
-    chat, rows = Chat.from_pretrained(args.model), [row for row in rows if row["split"] == "test"]
-    results = {"versions": versions(), "model": args.model, "slots": slots_kept(chat, rows, args.limit), "unknown": {}}
+    chat = Chat.from_pretrained(args.model)
+    if args.names:
+        return print(kept_by_names(chat, bookings(rows, "validation"), text_folder(args.names, "validation").column("text"), args.limit))
+    rows = [row for row in rows if row["split"] == "test"]
+    results = {"versions": versions(), "model": args.model, "slots": slots_kept(chat, bookings(rows, "test"), args.limit), "unknown": {}}
     asked = {source: [row["messages"][0]["content"] for row in rows if row["source"] == source] for source in ("dolly_subset", "self_instruct")}
     if args.questions:
         import pyarrow.parquet
@@ -63,9 +73,24 @@ def chosen(items, limit):
     return random.Random(0).sample(items, min(limit, len(items)))
 
 
-def slots_kept(chat, rows, limit):
+def bookings(rows, split):
+    """Rows -> the conversations of a split in which a table, a hotel or a ride is booked."""
+    return [row["messages"] for row in rows if row["split"] == split and row["source"] == "sgd" and SERVICES & set(row["topic"].split(", "))]
+
+
+def kept_by_names(chat, talks, texts, limit):
+    """-> {whose names: share of the slots kept}."""
+    swapped, draw, shares = Swaps(talks, others=[[{"content": text}] for text in texts]), random.Random(0), {}
+    for whose, told in (("their own", talks), ("of other words", [swapped(talk, draw) for talk in talks])):
+        turns = chosen([turn for talk in told for turn in confirmations(talk)], limit)
+        said = [(confirm(chat, before, theirs)[0], wanted) for before, theirs, wanted in turns]
+        hits = [holds(mine, slot) for mine, wanted in said for slot in wanted]
+        shares[whose] = round(sum(hits) / len(hits), 4)
+    return shares
+
+
+def slots_kept(chat, talks, limit):
     """-> shares of the slots kept, of the turns that kept all of theirs, without the first words, and of the floor; some turns, to look at."""
-    talks = [row["messages"] for row in rows if row["source"] == "sgd" and SERVICES & set(row["topic"].split(", "))]
     turns, shown, sums = chosen([turn for talk in talks for turn in confirmations(talk)], limit), [], Counter()
     for before, theirs, wanted in turns:
         (mine,), free, (blind,) = confirm(chat, before, theirs), str(chat(before, temperature=0)), confirm(chat, before[-1:], theirs)

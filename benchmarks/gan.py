@@ -7,8 +7,9 @@
     python -m benchmarks.gan --data FOLDER --judge                        the trainings in --runs that have ended: kinds reached, and a sheet of each
 
 Distances are in features of a digit judge that is trained here on real digits (kept in --judges): they are no FID, which is one in Inception's.
-The table of the digits takes ten minutes of one core, the painter's drawings half an hour more (without guidance, which would draw the likeliest
-alone, in 10 steps; those that are read as asked are drawn as a user draws them). Writes benchmarks/results/gan.json."""
+The table of the digits takes ten minutes of one core, the painter's drawings half an hour more (in 10 steps with little guidance, --guidance:
+much of it draws the likeliest alone, and without any each twelfth is another digit than was asked for; those that are read as asked are drawn as a
+user draws them). Writes benchmarks/results/gan.json."""
 import argparse
 import json
 from collections.abc import Callable
@@ -44,6 +45,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/")
     parser.add_argument("--gan", default="digits-gan", help="shipped name or folder of the one that draws digits")
     parser.add_argument("--painter", help="shipped name or folder of a painter whose digits take the GAN's place")
+    parser.add_argument("--guidance", type=float, default=1.5, help="of the painter's 10,000 digits (default 1.5)")
     parser.add_argument("--count", type=int, default=10_000, help="pictures in each set that is compared (10,000: figures to be told)")
     parser.add_argument("--train", choices=list(WAYS), help="train one on stacked digits")
     parser.add_argument("--judge", action="store_true", help="judge those that were trained on stacked digits")
@@ -59,6 +61,7 @@ def main():
         part, table = ("stacked", stacked_table(args)) if args.judge else ("painter" if args.painter else "digits", digits_table(args))
         tell(table)
         how = {"versions": versions(), "seed": args.seed} | ({} if args.judge else {"of": Path(args.painter or args.gan).name, "count": args.count})
+        how |= {"guidance": args.guidance} if args.painter else {}
         kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         RESULTS.write_text(json.dumps(kept | {part: table | how}, indent=2) + "\n")
 
@@ -96,7 +99,8 @@ def digits_table(args):
     whole("--count", args.count, 1000, 10_000)
     train, test = (real_digits(args, split) for split in ("train", "test"))
     judge = digit_judge(args, train)
-    drawn = partial(paint, TextToImage.from_pretrained(args.painter)) if args.painter else partial(draw, GAN.from_pretrained(args.gan))
+    drawn = partial(draw, GAN.from_pretrained(args.gan)) if not args.painter else \
+        partial(paint, TextToImage.from_pretrained(args.painter), guidance=args.guidance)
     order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(args.seed))
     chosen, rest = order[:args.count], order[args.count:]
     real, labels = train[0][chosen], train[1][chosen]
@@ -119,7 +123,7 @@ def draw(gan, digits, seed):
         return to_bytes(gan.draw(torch.randn(len(digits), cfg.latent, generator=torch.Generator().manual_seed(seed)), numbers))
 
 
-def paint(painter, digits, seed, *, guidance=1.0, steps=10):
+def paint(painter, digits, seed, *, guidance, steps=10):
     """digits (N,) -> pixels (N,1,32,32) uint8: what a painter draws in black with a margin of a sixteenth, as MNIST has it."""
     words = [f"a handwritten {DIGITS[digit]}" for digit in digits.tolist()]
     parts = [painter(words[i:i + 256], seed=seed + i, guidance=guidance, steps=steps, output_type="pt", progress=False)

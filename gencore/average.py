@@ -26,7 +26,9 @@ def average(folders, out):
             files[name] = mean([load_tensors(folder / name) for folder in (first, *others)], [first, *others])
             continue
         for other in others:
-            if not (other / name).is_file() or (other / name).read_bytes() != path.read_bytes():
+            if not (other / name).is_file():
+                raise CheckpointError(f"{other} has no {name}, as {first} has: give folders of one model, each that from_pretrained opens")
+            if (other / name).read_bytes() != path.read_bytes():
                 raise CheckpointError(f"{other / name} is not as {path}: only one model's weights have an average")
         files[name] = path.read_bytes()
     if not any(name.endswith(".safetensors") for name in files):

@@ -1,4 +1,5 @@
 """gencore/average.py: the mean of folders of one model, and what has none."""
+import shutil
 import sys
 
 import pytest
@@ -36,6 +37,10 @@ def test_other_models_have_no_average(folders, tmp_path):
         average([one], out)
     with pytest.raises(CheckpointError, match="config.json is not as .*: only one model's weights"):
         average([one, folders("b", 1.0, depth=2)], out)
+    less = shutil.copytree(one, tmp_path / "less")
+    (less / "template.jinja").unlink()
+    with pytest.raises(CheckpointError, match="less has no template.jinja, as .*a has: give folders of one model"):
+        average([one, less], out)
     save_folder(tmp_path / "c", {"model.safetensors": {"w": torch.zeros(3, 2)}, "part/config.json": {"width": 3}, "template.jinja": "hello"})
     with pytest.raises(CheckpointError, match="other names or shapes"):
         average([one, tmp_path / "c"], out)
