@@ -9,6 +9,7 @@ from there, as often as --base and --out say: the pairs are the model's own, so 
 import argparse
 import random
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,7 @@ def main():
     print(f"{plan.turns} turns, {kept:.3f} of their slots kept; {len(pairs)} pairs to learn from", file=sys.stderr)
     lm = chat.lm.trainable()
     run = Run(args.out, export=lambda model: model.files(dtype=torch.bfloat16),
-              card={"title": args.out.name, "Data": args.data.name})
+              card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.prefer_chat " + shlex.join(sys.argv[1:])})
     fit(lm, preference_loss(beta=plan.beta, likelihood=plan.likelihood), Batches(Preferences(lm, pairs), plan.train.batch, plan.train.seed),
         plan.train, run=run)
     print(f'done: Chat.from_pretrained("{args.out}/model")', file=sys.stderr)

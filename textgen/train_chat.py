@@ -9,6 +9,7 @@ other times, numbers and names are put into a share of the bookings: what the us
 (textgen/made_bookings.py) have that as well, and hotels by nights, rides to places that came up before and changes of mind."""
 import argparse
 import random
+import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def main():
         (folder / f"{step:06d}.txt").write_text(said, encoding="utf-8")
 
     run = Run(args.out, resume=args.resume, extend=True, export=lambda model: model.files(dtype=torch.bfloat16), evaluate=evaluate, sample=sample,
-              card={"title": args.out.name, "Data": args.data.name})
+              card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.train_chat " + shlex.join(sys.argv[1:])})
     fit(lm, packed_loss, Batches(data, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: Chat.from_pretrained("{args.out}/model")', file=sys.stderr)
 
