@@ -7,9 +7,9 @@
     python -m benchmarks.gan --data FOLDER --judge                        the trainings in --runs that have ended: kinds reached, and a sheet of each
 
 Distances are in features of a digit judge that is trained here on real digits (kept in --judges): they are no FID, which is one in Inception's.
-The table of the digits takes ten minutes of one core, the painter's drawings half an hour more (in 10 steps with little guidance, --guidance:
-much of it draws the likeliest alone, and without any each twelfth is another digit than was asked for; those that are read as asked are drawn as a
-user draws them). Writes benchmarks/results/gan.json."""
+The table of the digits takes ten minutes of one core, the painter's drawings half an hour more, an hour with --guidance (in 10
+steps; guidance draws the likeliest alone, and without it some are another digit than was asked for; those that are read as asked are drawn as a user
+draws them). Writes benchmarks/results/gan.json."""
 import argparse
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/")
     parser.add_argument("--gan", default="digits-gan", help="shipped name or folder of the one that draws digits")
     parser.add_argument("--painter", help="shipped name or folder of a painter whose digits take the GAN's place")
-    parser.add_argument("--guidance", type=float, default=1.5, help="of the painter's 10,000 digits (default 1.5)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of the painter's 10,000 digits (default 1: none)")
     parser.add_argument("--count", type=int, default=10_000, help="pictures in each set that is compared (10,000: figures to be told)")
     parser.add_argument("--train", choices=list(WAYS), help="train one on stacked digits")
     parser.add_argument("--judge", action="store_true", help="judge those that were trained on stacked digits")
