@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from benchmarks.chat import slots_kept
+from benchmarks.chat import bookings, kept_by_names, slots_kept
 from textgen import Chat, prefer_chat
 from textgen.confirmations import confirm, confirmations, holds
 from textgen.train_chat import UNKNOWN, ChatRun, lessons, main, new, windows
@@ -68,9 +68,17 @@ def test_a_slot_is_what_the_confirmation_repeats():
 def test_slots_kept_counts_words_of_the_answer(monkeypatch):
     echo = lambda messages, temperature: "A table for 3" if len(messages) > 1 else "No."
     monkeypatch.setattr("benchmarks.chat.confirm", lambda chat, before, theirs: ["Please confirm: for 3 in rome" if len(before) > 1 else "No."])
-    found = slots_kept(echo, ROWS, 10)
+    found = slots_kept(echo, bookings(ROWS, "train"), 10)
     assert (found["kept"], found["kept_free"], found["floor"], found["turns_that_kept_all"]) == (0.4, 0.2, 0.0, 0.0)
     assert found["examples"][0]["lost"] == ["6 pm", "Luigi's", "March 3rd"]
+
+
+def test_other_names_are_put_into_conversations_to_judge_on(monkeypatch):
+    asked = []
+    monkeypatch.setattr("benchmarks.chat.confirm", lambda chat, before, theirs: [asked.append(theirs) or theirs])
+    assert kept_by_names(None, bookings(ROWS, "train"), ["quagmire zeppelin harpsichord"], 10) == {"their own": 1.0, "of other words": 1.0}
+    own, others = asked[:len(asked) // 2], asked[len(asked) // 2:]
+    assert "Luigi's" in own[0] and own != others and bookings(ROWS, "test") == []
 
 
 def test_an_opened_turn_begins_with_the_words_of_people():
