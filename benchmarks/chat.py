@@ -28,7 +28,7 @@ from gencore.check import command
 from gencore.data import text_folder
 from gencore.recipe import versions
 from textgen import Chat
-from textgen.confirmations import SERVICES, confirm, confirmations, holds
+from textgen.confirmations import bookings, confirm, confirmations, holds
 from textgen.conversations import read_conversations
 from textgen.slots import Swaps
 
@@ -71,11 +71,6 @@ def main():
 def chosen(items, limit):
     """`limit` of the items, the same each time."""
     return random.Random(0).sample(items, min(limit, len(items)))
-
-
-def bookings(rows, split):
-    """Rows -> the conversations of a split in which a table, a hotel or a ride is booked."""
-    return [row["messages"] for row in rows if row["split"] == split and row["source"] == "sgd" and SERVICES & set(row["topic"].split(", "))]
 
 
 def kept_by_names(chat, talks, texts, limit):

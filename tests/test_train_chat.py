@@ -4,9 +4,9 @@ import sys
 
 import torch
 
-from benchmarks.chat import bookings, kept_by_names, slots_kept
+from benchmarks.chat import kept_by_names, slots_kept
 from textgen import Chat, prefer_chat
-from textgen.confirmations import confirm, confirmations, holds
+from textgen.confirmations import bookings, confirm, confirmations, holds
 from textgen.train_chat import UNKNOWN, ChatRun, lessons, main, new, windows
 
 

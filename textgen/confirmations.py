@@ -13,6 +13,11 @@ OTHERS = re.compile(r"\b(?:pick\w*.?up|drop\w*|rent\w*|insurance|SUV|sedan|hatch
                     r"event|visit|property)\b", re.IGNORECASE)               # a conversation may go on to another service
 
 
+def bookings(rows, split):
+    """Rows -> the recorded conversations of a split in which a table, a hotel or a ride is booked."""
+    return [row["messages"] for row in rows if row["split"] == split and row["source"] == "sgd" and SERVICES & set(row["topic"].split(", "))]
+
+
 def confirmations(messages, *, least=6):
     """A conversation -> [(messages before it, the people's turn, its slots)] of every turn that asks to confirm a table, a hotel or a ride.
 

@@ -22,7 +22,7 @@ from gencore.config import Count, Positive, Share, check_fields, override
 from gencore.data import Batches
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat
-from textgen.confirmations import SERVICES, confirm, confirmations, holds, times
+from textgen.confirmations import bookings, confirm, confirmations, holds, times
 from textgen.conversations import read_conversations
 from textgen.made_bookings import Bookings
 from textgen.preference import Preferences, preference_loss
@@ -55,17 +55,17 @@ def asked(rows, plan, seed):
     draw = random.Random(seed)
     heard = [row["messages"] for row in rows if row["split"] == "train" and row["source"] in (*TASKS, *QUESTIONS)]
     learnt = [row for row in rows if row["split"] == "train" and row["source"] == "sgd"]
-    rows = [row["messages"] for row in learnt if SERVICES & set(row["topic"].split(", "))]
+    rows = bookings(rows, "train")
     if not any(confirmations(messages, least=3) for messages in rows):
         raise DataError("no conversation of source sgd, split train, in which a booking is confirmed: nothing to learn from")
     swapped = Swaps(rows, others=heard)
-    bookings = Bookings(swapped.words)
-    going_on = [(how, [row["messages"] for row in learnt if how(row["messages"], draw)]) for how in (bookings.by_days, bookings.by_ride)]
+    made = Bookings(swapped.words)
+    going_on = [(how, [row["messages"] for row in learnt if how(row["messages"], draw)]) for how in (made.by_days, made.by_ride)]
     while True:
         if draw.random() < plan.made:
             how, talks = draw.choice([*going_on, (None, None)])
             talk = how(swapped(draw.choice(talks), draw), draw) if talks else None
-            talk = talk or bookings(draw)
+            talk = talk or made(draw)
         else:
             talk = draw.choice(rows)
             talk = swapped(talk, draw) if draw.random() < plan.swaps else talk
