@@ -17,8 +17,10 @@ from gencore.families import expect_fields
 
 BASE = "base.json"                                        # which weights the adapter was made for: peft has no place for their digest
 PREFIX = "base_model.model."
-KNOWN = {"peft_type": ("LORA",), "bias": ("none",), "use_dora": (False, None), "lora_bias": (False, None), "modules_to_save": (None, []),
-         "trainable_token_indices": (None,)}             # what an adapter_config.json may say of these
+UNUSED = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens", "kasa_config",
+          "use_qalora", "use_bdlora", "target_parameters", "arrow_config")
+KNOWN = {"peft_type": ("LORA",), "bias": ("none",), **dict.fromkeys(UNUSED, (False, None, [], {})),
+         "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal")}     # what an adapter_config.json may say; others change the base
 
 
 class Adapter:

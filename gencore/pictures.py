@@ -87,9 +87,18 @@ def prepare(picture, size):
     return rgb.float() / 127.5 - 1
 
 
-def white_marks(picture):
-    """PIL picture, RGB or RGBA, of what is marked in white on black or on nothing (a mask, lines) -> PIL "L"; what can't be seen is black."""
+def white_marks(source):
+    """A picture, as open_picture takes it, of what is marked in white on black or on nothing (a mask, lines) -> PIL "L"; what can't be seen is black.
+
+    Besides: bool arrays and tensors, True is white; tensors (1,H,W) or (H,W) in 0..1, as diffusers has masks: those without a value below 0."""
     from PIL import Image
+    if isinstance(source, np.ndarray) and source.dtype == bool:
+        source = source.astype(np.uint8) * 255
+    if torch.is_tensor(source):
+        source = source[None] if source.dim() == 2 else source
+        source = source.float() if source.dtype == torch.bool else source
+        source = source * 2 - 1 if source.is_floating_point() and (source >= 0).all() else source
+    picture = open_picture(source)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
     return picture.convert("L")
@@ -108,11 +117,14 @@ def plain_colours(picture):
 
 
 def eight_bits(values):
-    """Grey values of more than 8 bits -> PIL "L": of 16 bits when one is above 255; floating ones in [0,1] when none is above 1."""
+    """Grey values of more than 8 bits -> PIL "L": of 16 bits when one is above 255; floating ones in [0,1] when none is above 2, as sharpening goes.
+
+    What is no number (a place without data) is black."""
     from PIL import Image
+    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0) if values.dtype.kind == "f" else values
     floating, top = values.dtype.kind == "f", values.max(initial=0)
-    scale = 255.0 if floating and top <= 1 else 1.0 if top <= 255 else 255 / 65535
-    return Image.fromarray((np.nan_to_num(values.astype(np.float64)) * scale).clip(0, 255).round().astype(np.uint8))
+    scale = 255.0 if floating and top <= 2 else 1.0 if top <= 255 else 255 / 65535
+    return Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
 
 
 def _check_size(picture, name):

@@ -160,6 +160,8 @@ def train_bpe(texts, vocab=8192, *, specials=(END, PAD), length=None):
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Engine
     check_texts(texts)
+    if not specials:
+        raise InputError("specials should name at least one token: the first begins and ends texts")
     if vocab < 256 + len(specials):
         raise InputError(f"vocab should be at least {256 + len(specials)} (every byte and the special tokens), got {vocab}")
     engine = Engine(models.BPE())
@@ -173,7 +175,10 @@ def train_bpe(texts, vocab=8192, *, specials=(END, PAD), length=None):
     first = next((text for text in texts if text), None)
     if first is None:
         raise DataError("no text to learn a tokenizer from: there is none, or every text is empty")
-    engine.train_from_iterator(itertools.chain([first], texts), trainer)
+    try:
+        engine.train_from_iterator(itertools.chain([first], texts), trainer)
+    except UnicodeEncodeError as error:
+        raise DataError(f"a text holds half a character, {error.object[error.start:error.end]!r}: read it with its own encoding") from None
     config = {"tokenizer_class": "PreTrainedTokenizerFast",    # any other name makes transformers rebuild the splitting
               "bos_token": specials[0], "eos_token": specials[0], "unk_token": specials[0], "pad_token": specials[min(1, len(specials) - 1)],
               "clean_up_tokenization_spaces": False}

@@ -101,12 +101,14 @@ class Finish(nn.Module):
 
 
 def finish_loss(model, batch, generator, *, tower, weights, gamma=1.0):
-    """batch: pixels (B,C,H,W) -> (sum over pictures, pictures); weights: (of what the tower sees, of the critic), 0 leaves one out."""
+    """batch: pixels (B,C,H,W) -> (sum over pictures, pictures); weights: (of what the tower sees, of the critic), 0 leaves one out.
+
+    The tower is taken to where the pictures are: `fit` moves the model alone."""
     pictures = to_unit(batch["pixels"])
     made, extra = rebuilt(model.autoencoder, pictures, generator)
     losses = (picture_loss(made, pictures) + extra) * len(pictures)
     if weights[0]:
-        losses = losses + weights[0] * distance_seen(tower, made, pictures).sum()
+        losses = losses + weights[0] * distance_seen(tower.to(pictures.device), made, pictures).sum()
     if weights[1]:
         critics, makers = relativistic(model.critic, pictures, made, gamma=gamma)
         losses = losses + (critics + weights[1] * makers).sum()

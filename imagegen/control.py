@@ -36,6 +36,7 @@ from imagegen.text_to_image import (
     picked,
     pipeline_files,
     progress_bar,
+    without_adapter,
 )
 from imagegen.training import drawing_losses, latent_batches
 
@@ -68,7 +69,8 @@ class Control(nn.Module):
 
     @classmethod
     def beside(cls, cfg, painter):
-        """A new branch for a Painter: its first blocks, copied."""
+        """A new branch for a Painter: its first blocks, copied; one with an adapter in it has to be merged first."""
+        without_adapter(painter.transformer)
         control = cls(cfg, painter.transformer.cfg, painter.autoencoder.cfg.shrink)
         control.copies = copy.deepcopy(painter.transformer.transformer.blocks[:cfg.copied]).requires_grad_(True)
         return control
@@ -128,7 +130,7 @@ class ControlledTextToImage:
 
         weight: how much the lines count; 0 = not at all. A picture of another size is brought to the painter's, on black."""
         prompts, settings = check_prompts(prompts), DrawSettings(steps, guidance, negative_prompt, guidance_interval)
-        in_range("weight", weight, 0, 2)
+        weight = in_range("weight", weight, 0, 2)
         seeds = seeds_of(seed, len(prompts))
         self.painter.tell_cut([*prompts, negative_prompt])
         if output_type not in FORMS:
@@ -207,7 +209,7 @@ def control_files(control, painter):
 def white_lines(picture, side):
     """A control picture as people have it -> (1,side,side) in 0..1; what lies around it is black, as where there are no lines."""
     from PIL import ImageOps
-    marks = white_marks(open_picture(picture))
+    marks = white_marks(picture)
     return (1 - prepare(ImageOps.invert(marks).convert("RGB"), side)[:1]) / 2
 
 

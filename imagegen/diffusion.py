@@ -139,9 +139,9 @@ class Diffusion:
         if len(sides) != 2:
             raise InputError(f"size should be a side, or (height, width), got {size!r:.80}")
         step = self.shrink * getattr(cfg, "patch", 1)
-        for side in sides:
-            if whole("size", side, step, 4096) % step:
-                raise InputError(f"size should be a multiple of {step}, got {side}")
+        sides = tuple(whole("size", side, step, 4096) for side in sides)
+        if wrong := [side for side in sides if side % step]:
+            raise InputError(f"size should be a multiple of {step}, got {wrong[0]}")
         return cfg.channels, sides[0] // self.shrink, sides[1] // self.shrink
 
     def _recipe(self, numbers, place, seed, settings):
@@ -241,6 +241,8 @@ def class_numbers(labels, names, classes):
     numbers = []
     for label in given:
         number = known.get(label) if isinstance(label, str) else label
+        if number is label and known.get(str(label), label) != label:
+            raise InputError(f'label {label!r:.80} is a name here, of class {known[str(label)]}: give the name "{label}", or that number')
         if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < (len(names) or classes):
             listed = f"one of {', '.join(names):.200}, or " if names else ""
             raise InputError(f"label should be {listed}a number below {len(names) or classes}, got {label!r:.80}"

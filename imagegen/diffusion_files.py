@@ -7,11 +7,9 @@ from gencore.check import CheckpointError, ConfigError
 from gencore.checkpoint import naming, read_json, resolve
 from gencore.kinds import expect_kind
 from gencore.recipe import lasting_name, made_with
-from imagegen.autoencoder import Autoencoder
+from imagegen.autoencoder_files import LAYOUTS, layout_of
 from imagegen.class_dit import ClassDiT
 from imagegen.diffusion import check_fit
-from imagegen.families.autoencoder_kl import AUTOENCODER_KL
-from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
 from imagegen.families.dit import DIT, ROTARY_DIT
 from imagegen.families.unet import UNET
 from imagegen.parts import part_files, read_part
@@ -20,7 +18,7 @@ from imagegen.tiny_autoencoder import TinyAutoencoder, passes_through
 from imagegen.unet import UNet
 
 PARTS = {family.name: (family, Part) for family, Part in
-         ((DIT, ClassDiT), (ROTARY_DIT, ClassDiT), (UNET, UNet), (AUTOENCODER_KL, Autoencoder), (AUTOENCODER_TINY, TinyAutoencoder))}
+         ((DIT, ClassDiT), (ROTARY_DIT, ClassDiT), (UNET, UNet), *LAYOUTS)}
 PLACES = {"DiTPipeline": ("transformer", "vae"), "LDMPipeline": ("unet", "vqvae"), "DDPMPipeline": ("unet", None), "DDIMPipeline": ("unet", None)}
 NULL = 1000                         # DiTPipeline's own number for no class, whatever the transformer has
 
@@ -82,8 +80,7 @@ def diffusion_files(denoiser, autoencoder=None, *, labels=(), schedule=None, dty
     place, coder = PLACES[name]
     parts = {place: padded(denoiser) if transformer else (UNET, denoiser.cfg, denoiser.state_dict())}
     if autoencoder is not None:
-        family = AUTOENCODER_TINY if isinstance(autoencoder, TinyAutoencoder) else AUTOENCODER_KL
-        parts[coder] = family, autoencoder.cfg, autoencoder.state_dict()
+        parts[coder] = layout_of(autoencoder), autoencoder.cfg, autoencoder.state_dict()
     index = {"_class_name": name, "_diffusers_version": "0.42.1", "scheduler": ["diffusers", scheduler["_class_name"]]}
     index |= {place: ["imagegen" if family is ROTARY_DIT else "diffusers", family.name] for place, (family, _, _) in parts.items()}
     index |= {"id2label": {str(i): label for i, label in enumerate(labels)}} if labels else {}

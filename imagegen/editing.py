@@ -10,6 +10,7 @@
 Meng et al. 2022 (SDEdit): begin from the picture with some of its noise. A mask: at every step the data outside it is known."""
 import base64
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,8 @@ from gencore.pictures import open_picture, prepare, white_marks
 from gencore.recipe import Recipe, register
 from gencore.samplers import keeping
 from gencore.transformer import Memory
-from imagegen.text_to_image import DrawSettings, TextToImage, check_prompts, draw_settings, finished
+from imagegen.text_to_image import DrawSettings, TextToImage, check_prompts, draw_settings, finished, progress_bar
+from imagegen.training import first_of
 from imagegen.walk import along_sphere
 
 
@@ -36,9 +38,19 @@ class Start:
     def prepared(self, denoise, noise, levels):
         """-> the denoiser, x and levels of the sampling."""
         steps = len(levels) - 1
-        gone = steps - max(1, round(self.strength * steps)) or int(self.strength < 1)           # below 1 something of the picture is there
+        gone = steps - round(self.strength * steps) or int(self.strength < 1)                   # below 1 something of the picture is there
         x = noise if gone == 0 else FLOW.mix(self.known, noise, levels[gone])
         return denoise if self.redrawn is None else keeping(denoise, self.known, self.redrawn), x, levels[gone:]
+
+
+@dataclass(frozen=True)
+class Between:
+    """Two prompts for one picture: at every step what the first says of it, and `share` of the way from there to what the second says."""
+    share: float
+
+    def prepared(self, denoise, noise, levels):
+        """noise (2,C,h,w), the same twice -> as Start.prepared, for one picture."""
+        return lambda x, now: torch.lerp(*denoise(x.expand_as(noise), now).chunk(2), self.share), noise[:1], levels
 
 
 @dataclass(frozen=True)
@@ -65,17 +77,20 @@ class Editor:
 
     @torch.inference_mode()
     def __call__(self, picture, prompt, *, strength=None, mask=None, steps=20, guidance=3.0, negative_prompt="", guidance_interval=(0.0, 1.0),
-                 seed=None):
+                 seed=None, progress=True):
         """A picture (path, PIL picture, uint8 array (H,W,3) or tensor (3,H,W) in [-1,1]) and a prompt -> a PIL picture of the painter's size.
 
-        strength: 0 to 1, how much of it may change (default 0.6; 1 with a mask). mask: a picture or bool array of the same size, white (True) is
-        drawn anew; outside it every pixel stays as it was."""
+        strength: 0 to 1, how much of it may change (default 0.6; 1 with a mask; 0: what the autoencoder gives back). It is the share of the steps
+        that are gone, so few steps know few strengths. mask: a picture, bool array or tensor in 0..1 of the same size, white (True, 1) is drawn
+        anew; outside it every pixel stays as it was."""
         check_prompts([prompt])
         settings = DrawSettings(steps, guidance, negative_prompt, guidance_interval)
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
         strength = in_range("strength", strength, 0, 1)
         if strength < 1 and settings.steps == 1:
             raise InputError("strength below 1 takes 2 steps or more: with 1 the picture would be drawn from noise alone")
+        if strength and not round(strength * settings.steps):
+            raise InputError(f"strength {strength:g} of {settings.steps} steps is less than half a step: give {math.ceil(0.51 / strength)} or more")
         seed, size = seeds_of(seed, 1)[0], self.side
         self.painter.tell_cut([prompt, negative_prompt])
         opened = open_picture(picture)
@@ -84,10 +99,12 @@ class Editor:
         if redrawn is not None and not redrawn.any():
             raise InputError(f"nothing of the mask's white is left at {size} x {size} pixels, the painter's size: make it wider")
         edit = Edit(before, redrawn, prompt, strength, seed, settings)
-        return finished(self._drawn(edit), [self._recipe(edit)], "pil")[0]
+        with progress_bar(settings.steps, progress) as bar:
+            drawn = self._drawn(edit, bar.update)
+        return finished(drawn, [self._recipe(edit)], "pil")[0]
 
     def outpaint(self, picture, prompt, *, left=0, top=0, right=0, bottom=0, steps=20, guidance=3.0, negative_prompt="",
-                 guidance_interval=(0.0, 1.0), seed=None):
+                 guidance_interval=(0.0, 1.0), seed=None, progress=True):
         """A picture and what it shows -> a PIL picture of the painter's size that goes on beyond its border, by so many of its pixels at each side.
 
         The longer side is brought to the painter's size, as everywhere: what was there becomes smaller when that side grows. A margin below 0 is cut
@@ -96,14 +113,14 @@ class Editor:
         opened = open_picture(picture)
         canvas, mask = widened(opened, left=left, top=top, right=right, bottom=bottom)
         return self(canvas, prompt, mask=mask, steps=steps, guidance=guidance, negative_prompt=negative_prompt, guidance_interval=guidance_interval,
-                    seed=seed)
+                    seed=seed, progress=progress)
 
     def variations(self, picture, prompt, *, count=4, strength=0.6, steps=20, guidance=3.0, negative_prompt="",
-                   guidance_interval=(0.0, 1.0), seed=None):
+                   guidance_interval=(0.0, 1.0), seed=None, progress=True):
         """A picture and what it shows -> `count` PIL pictures like it, as far from it as strength says; number i is what seed + i draws."""
         whole("count", count, 1, 1000)
         return [self(picture, prompt, strength=strength, steps=steps, guidance=guidance, negative_prompt=negative_prompt,
-                     guidance_interval=guidance_interval, seed=one) for one in seeds_of(seed, count)]
+                     guidance_interval=guidance_interval, seed=one, progress=progress) for one in seeds_of(seed, count)]
 
     def to(self, device):
         """Moves the painter, and returns self."""
@@ -115,22 +132,23 @@ class Editor:
         """Of the pictures."""
         return self.painter.painter.transformer.cfg.size * self.painter.painter.autoencoder.cfg.shrink
 
-    def _drawn(self, edit):
+    def _drawn(self, edit, tick):
         vae = self.painter.painter.autoencoder
         device = next(vae.parameters()).device
-        known = vae.encode(edit.before.to(device))[0] * vae.cfg.scaling
+        known = first_of(vae.encode(edit.before.to(device))) * vae.cfg.scaling
         coarse = None if edit.redrawn is None else F.max_pool2d(edit.redrawn.to(device).float(), vae.cfg.shrink) > 0
         start = Start(known, edit.strength, coarse)
-        latents = self.painter.sample(self.painter.noise([edit.seed]), self.painter.read([edit.prompt]), edit.settings, start=start)
+        latents = self.painter.sample(self.painter.noise([edit.seed]), self.painter.read([edit.prompt]), edit.settings, start=start, tick=tick)
         after = self.painter.decode(latents).cpu()
         return after if edit.redrawn is None else torch.where(edit.redrawn, after, edit.before)
 
     @torch.inference_mode()
-    def between(self, prompts, *, seeds=(0,), frames=8, steps=20, guidance=3.0, guidance_interval=(0.0, 1.0)):
+    def between(self, prompts, *, seeds=(0,), frames=8, steps=20, guidance=3.0, negative_prompt="", guidance_interval=(0.0, 1.0), progress=True):
         """Prompts, or one, and seeds, or one -> PIL pictures from the first to the last, `frames` for each part and the last one.
 
-        What is one stays: two prompts and one seed change what is drawn, one prompt and two seeds how. Prompts go along lines, noises along arcs."""
-        prompts, settings = check_prompts(prompts), DrawSettings(steps, guidance, guidance_interval=guidance_interval)
+        What is one stays: two prompts and one seed change what is drawn, one prompt and two seeds how. Between two prompts every step goes some of
+        the way from what the first says to what the second says (Liu et al. 2022, twice the work); noises go along arcs."""
+        prompts, settings = check_prompts(prompts), DrawSettings(steps, guidance, negative_prompt, guidance_interval)
         if not isinstance(seeds, (list, tuple)) or not seeds:
             raise InputError(f"seeds should be a list of whole numbers, got {seeds!r:.80}")
         keys = max(len(prompts), len(seeds))
@@ -138,15 +156,19 @@ class Editor:
             raise InputError("prompts and seeds should be as many, or one of them one and the other two or more, "
                              f"got {len(prompts)} and {len(seeds)}")
         whole("frames", frames, 1, 1000)
-        self.painter.tell_cut(prompts)
+        self.painter.tell_cut([*prompts, negative_prompt])
         words = self.painter.read([prompts[0]] * keys if len(prompts) == 1 else prompts)
         noise = self.painter.noise([seeds_of(seed, 1)[0] for seed in (list(seeds) * keys)[:keys]])
-        made = []
-        for place in [i + n / frames for i in range(keys - 1) for n in range(frames)] + [keys - 1]:
-            i, share = min(int(place), keys - 2), place - min(int(place), keys - 2)
-            memory = way(Memory(words.states[i:i + 2], words.keep[i:i + 2]), share)
-            x = along_sphere(noise[i].flatten(), noise[i + 1].flatten(), share).view_as(noise[:1])
-            made.append(self.painter.decode(self.painter.sample(x, memory, settings)))
+        made, places = [], [i + n / frames for i in range(keys - 1) for n in range(frames)] + [keys - 1]
+        with progress_bar(len(places) * settings.steps, progress) as bar:
+            for place in places:
+                i, share = min(int(place), keys - 2), place - min(int(place), keys - 2)
+                x = along_sphere(noise[i].flatten(), noise[i + 1].flatten(), share).view_as(noise[:1])
+                mixed = len(prompts) > 1 and 0 < share < 1
+                own, start = (slice(i, i + 2), Between(share)) if mixed else (slice(i + int(share), i + int(share) + 1), None)
+                memory = Memory(words.states[own], words.keep[own])
+                latents = self.painter.sample(x.expand(len(memory.states), -1, -1, -1), memory, settings, start=start, tick=bar.update)
+                made.append(self.painter.decode(latents))
         return finished(torch.cat(made), [None] * len(made), "pil")
 
     def _recipe(self, edit):
@@ -158,19 +180,9 @@ class Editor:
                            inputs={"prompt": edit.prompt, "picture": to_base64(edit.before), "mask": mask})
 
 
-def way(two, share):
-    """Memory of two prompts (2,S,M) -> of what lies between them (1,S,M): their states mixed place by place; a shorter one repeats its end."""
-    if share in (0, 1):
-        return Memory(two.states[int(share)][None], two.keep[int(share)][None])
-    states = [torch.where(keep[:, None], own, own[int(keep.sum()) - 1]) for own, keep in zip(two.states, two.keep)]
-    return Memory(torch.lerp(*states, share)[None], (two.keep[0] | two.keep[1])[None])
-
-
 def kept(mask, size):
     """A mask as people have it, of that size (width, height) -> PIL picture, white where the picture stays (as what is around it does)."""
-    if isinstance(mask, np.ndarray) and mask.dtype == bool:
-        mask = mask.astype(np.uint8) * 255
-    grey = white_marks(open_picture(mask))
+    grey = white_marks(mask)
     if grey.size != size:
         raise InputError(f"the mask has {grey.width} x {grey.height} pixels, the picture {size[0]} x {size[1]}: make them agree")
     stays = grey.point(lambda value: 0 if value > 127 else 255)
@@ -207,7 +219,7 @@ def remake(recipe):
     """Recipe -> PIL picture: what `gencore.replay` calls."""
     inputs = recipe.inputs
     picture, mask = (from_base64(name, inputs[name]) for name in ("picture", "mask"))
-    return Editor.from_pretrained(recipe.model)(picture, inputs["prompt"], mask=mask, seed=recipe.seed,
+    return Editor.from_pretrained(recipe.model)(picture, inputs["prompt"], mask=mask, seed=recipe.seed, progress=False,
                                                          strength=recipe.settings["strength"], **draw_settings(recipe))
 
 

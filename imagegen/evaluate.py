@@ -52,7 +52,7 @@ def frechet_distance(made, real):
 def gaussian(features):
     """features (N,D) -> (mean (D,), covariance (D,D) over N - 1), float64."""
     (N, D), mean = features.shape, mean_of(features)
-    covariance = torch.zeros(D, D, dtype=torch.float64)
+    covariance = torch.zeros(D, D, dtype=torch.float64, device=features.device)
     for part in features.split(ROWS):
         away = part.double() - mean
         covariance += away.T @ away
@@ -167,6 +167,8 @@ def modes(found, kinds):
 
     N draws of all alike reach less than all where N is small, and their divergence is about (kinds - 1) / 2N, not 0."""
     dims("found", found, "N")
+    if not torch.is_tensor(found) or found.is_floating_point():
+        raise InputError(f"found should be a tensor of whole numbers, got {found.dtype}")
     if not len(found) or found.min() < 0 or found.max() >= kinds:
         raise InputError(f"found should be at least one number from 0 to {kinds - 1}")
     shares = torch.bincount(found, minlength=kinds).double() / len(found)
@@ -178,6 +180,8 @@ def _pair(name, rows, other_name, others, *, least=1):
     N, D = dims(name, rows, "N D")
     M, _ = dims(other_name, others, "M D", D=D)
     for what, matrix in ((name, rows), (other_name, others)):
+        if not torch.is_tensor(matrix) or not matrix.is_floating_point():
+            raise InputError(f"{what} should be a floating tensor, got {getattr(matrix, 'dtype', type(matrix).__name__)}: torch.as_tensor makes one")
         if len(matrix) < least or not D:
             raise InputError(f"{what} should have at least {least} rows of features, got shape {tuple(matrix.shape)}")
         if not torch.isfinite(matrix).all():

@@ -220,7 +220,7 @@ class GAN:
         if not given:
             raise InputError("labels is empty: give at least one")
         for label in given:
-            if label not in names:
+            if not isinstance(label, str) or label not in names:
                 raise InputError(f"label should be one of {', '.join(names)}, got {label!r}{nearest(label, names) if isinstance(label, str) else ''}")
         return [names.index(label) for label in given]
 

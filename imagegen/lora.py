@@ -63,7 +63,7 @@ class PainterLoRA:
 
 
 def another(painter, transformer):
-    """A TextToImage with other weights in its transformer, so without a name: its pictures carry a recipe once it is saved."""
+    """A TextToImage with other weights in its transformer, so without a name: its pictures carry no recipe until it is saved, merged."""
     parts = painter.painter
     return TextToImage(Painter(transformer, parts.text_encoder, parts.autoencoder), painter.tokenizer, shift=painter.shift)
 

@@ -72,7 +72,7 @@ def train_reading(encoder, tokenizer, data, config, *, run):
 
     def loss(model, batch, generator):
         ids, keep, words = batch["ids"], batch["keep"], batch["words"]
-        states, there = model.encoder(ids, keep), before(ids, keep)
+        states, there = model.encoder(ids, keep), before.to(ids.device)(ids, keep)
         counted = keep & (words[..., 0] < 0).all(1, keepdim=True)
         moved = ((states - there).float().square().mean(-1) * counted).sum(1) / counted.sum(1).clamp(min=1) / there.float().square().mean()
         return (model.reader.misread(states, words) + moved).sum(), len(ids)

@@ -21,18 +21,17 @@ from gencore.samplers import dpm_solver
 from gencore.text_encoder import TextEncoder, encode_prompts
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Memory
-from imagegen.autoencoder import Autoencoder
+from imagegen.autoencoder_files import layout_of, read_autoencoder
 from imagegen.data import to_bytes
 from imagegen.dit import DiT, PromptCache
-from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.pixart import PIXART
 from imagegen.families.t5 import T5, encoder_only
 from imagegen.parts import part_files, read_part
 
 TOGETHER = 16               # pictures drawn in one batch; more prompts are drawn batch after batch
 FORMS = ("pil", "np", "pt")
-PARTS = {"transformer": ("diffusers", "PixArtTransformer2DModel"), "vae": ("diffusers", "AutoencoderKL"),
-         "text_encoder": ("transformers", "T5EncoderModel"), "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
+PARTS = {"transformer": ("diffusers", "PixArtTransformer2DModel"), "text_encoder": ("transformers", "T5EncoderModel"),
+         "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
          "scheduler": ("diffusers", "DPMSolverMultistepScheduler")}
 SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "prediction_type": "flow_prediction",
              "use_flow_sigmas": True, "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
@@ -43,7 +42,7 @@ SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps"
 class DrawSettings:
     """How pictures are drawn; what a recipe keeps beside prompt and seed."""
     steps: int = 20                     # calls of the transformer
-    guidance: float = 3.0               # 1 = the prompt as it is; more leans away from the negative prompt
+    guidance: float = 3.0               # 1 = the prompt as it is; more leans away from the negative prompt, less (not in diffusers) towards it
     negative_prompt: str = ""
     guidance_interval: tuple[float, float] = (0.0, 1.0)         # noise levels that are guided: above the first, up to the second
 
@@ -179,7 +178,7 @@ class TextToImage:
         expect_kind(folder, "imagegen.TextToImage")
         shift = read_shift(folder / "scheduler" / "scheduler_config.json")
         painter = Painter(read_part(folder / "transformer", PIXART, DiT), read_part(folder / "text_encoder", T5, TextEncoder, encoder_only),
-                          read_part(folder / "vae", AUTOENCODER_KL, Autoencoder))
+                          read_autoencoder(folder / "vae"))
         tokenizer = Tokenizer.from_folder(folder / "tokenizer")
         check_parts(folder, painter, tokenizer)
         return cls(painter, tokenizer, shift=shift, name=lasting_name(folder), digest=made_with(folder))
@@ -278,7 +277,7 @@ def read_shift(path):
 def check_parts(folder, painter, tokenizer):
     """CheckpointError unless each part takes what the one before it gives."""
     words, drawn, vae = painter.text_encoder.cfg, painter.transformer.cfg, painter.autoencoder.cfg
-    if vae.shift:
+    if getattr(vae, "shift", 0):
         raise CheckpointError(f"{folder / 'vae' / 'config.json'}: shift_factor should be 0, PixArtAlphaPipeline knows no other, "
                               f"got {vae.shift}")
     for what, given, taken in (("ids of the tokenizer", len(tokenizer), min(len(tokenizer), words.vocab)),
@@ -292,14 +291,23 @@ def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):
     """Files of a folder that diffusers and `from_pretrained` open, for `save_folder`.
 
     T5's config says float32 whatever is stored: transformers would go by the file, diffusers takes float32, and they must agree."""
-    files = {"model_index.json": {"_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.42.1", **{k: list(v) for k, v in PARTS.items()}},
+    without_adapter(painter.transformer)
+    layout = layout_of(painter.autoencoder)
+    index = {"_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.42.1", **{name: list(kind) for name, kind in PARTS.items()}}
+    files = {"model_index.json": index | {"vae": ["diffusers", layout.name]},
              "scheduler/scheduler_config.json": {**SCHEDULER, "flow_shift": shift}}
     parts = (("transformer", PIXART, painter.transformer, "diffusion_pytorch_model"), ("text_encoder", T5, painter.text_encoder, "model"),
-             ("vae", AUTOENCODER_KL, painter.autoencoder, "diffusion_pytorch_model"))
+             ("vae", layout, painter.autoencoder, "diffusion_pytorch_model"))
     for folder, family, module, weights in parts:
         written = part_files(family, module.cfg, module.state_dict(), dtype=dtype, weights=weights)
         files |= {f"{folder}/{name}": content for name, content in written.items()}
     return files | {f"tokenizer/{name}": content for name, content in tokenizer.files().items()}
+
+
+def without_adapter(transformer):
+    """InputError for a transformer that has a LoRA's matrices beside its own."""
+    if any(".lora_" in name for name, _ in transformer.named_parameters()):
+        raise InputError("this painter has an adapter in it: save the adapter by lora.save_pretrained, or take lora.merged(), a painter of its own")
 
 
 def draw_settings(recipe):

@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from gencore.check import ConfigError, dims
+from gencore.checkpoint import resolve, save_folder
 from gencore.config import Few, Positive, Size, check_fields
+from gencore.kinds import expect_kind
+from imagegen.parts import part_files, read_part
 
 MAGNITUDE = 3.0                     # latents beyond it are squeezed before they are decoded; diffusers does so whatever its configuration says
 
@@ -27,9 +30,10 @@ class TinyAutoencoderConfig:
         for half in ("encoder", "decoder"):
             widths, blocks = getattr(self, half), getattr(self, f"{half}_blocks")
             if not widths or len(widths) != len(blocks):
-                raise ConfigError(f"{half} and {half}_blocks should have one entry for each grid, got {len(widths)} and {len(blocks)}")
+                raise ConfigError(f"{half}_block_out_channels and num_{half}_blocks ({half}, {half}_blocks) should have one entry for each grid, "
+                                  f"got {len(widths)} and {len(blocks)}")
             if len(set(widths)) > 1:
-                raise ConfigError(f"{half}: every grid should have as many channels, got {widths}")
+                raise ConfigError(f"{half}_block_out_channels: every grid should have as many channels, got {widths}")
 
     @property
     def shrink(self):
@@ -76,6 +80,19 @@ class TinyAutoencoder(nn.Module):
         """latents -> pictures, not clamped."""
         dims("latents", latents, "B C H W", C=self.cfg.latent)
         return self.decoder(torch.tanh(latents / MAGNITUDE) * MAGNITUDE) * 2 - 1
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """A folder or a Hub id in the layout of AutoencoderTiny -> TinyAutoencoder, in float32, at rest."""
+        from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY  # which reads and writes this class
+        folder = resolve(name, "imagegen")
+        expect_kind(folder, "imagegen.TinyAutoencoder")
+        return read_part(folder, AUTOENCODER_TINY, cls)
+
+    def save_pretrained(self, folder, dtype=torch.float32):
+        """Writes diffusers' folder: config.json and the weights."""
+        from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
+        save_folder(folder, part_files(AUTOENCODER_TINY, self.cfg, self.state_dict(), dtype=dtype))
 
 
 @torch.no_grad()

@@ -4,12 +4,17 @@ Encoder and decoder are the KL autoencoder's, the structure is diffusers' VQMode
 vectors by moving averages."""
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from gencore.check import dims
+from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes
 from gencore.config import Size, check_fields
+from gencore.families import read_config
+from gencore.kinds import expect_kind
 from gencore.quantize import QuantizeConfig, VectorQuantizer, check_codes
 from imagegen.autoencoder import AutoencoderConfig, Decoder, Encoder, ResidualBlock, picture_loss
+from imagegen.parts import part_files, weights_file
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,25 @@ class VQAutoencoder(nn.Module):
         self.load_state_dict({**{name: own[name] for name in own.keys() - weights.keys()}, **weights})
         self.quantizer.set_codebook(weights["quantizer.codebook"].clone())
         return self
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """A folder or a Hub id in the layout of VQModel -> VQAutoencoder, in float32, in eval mode."""
+        from imagegen.families.vq_model import VQ_MODEL  # which reads and writes this class
+        folder = resolve(name, "imagegen")
+        expect_kind(folder, "imagegen.VQAutoencoder")
+        cfg, file = read_config(VQ_MODEL, folder / "config.json"), weights_file(folder)
+        with torch.device("meta"), naming(folder / "config.json"):
+            ours = {name: tuple(tensor.shape) for name, tensor in cls(cfg).weights().items()}
+        with naming(file):
+            VQ_MODEL.check_shapes(cfg, tensor_shapes(file), ours)
+            state = VQ_MODEL.import_state(cfg, load_tensors(file))
+        return cls(cfg).load_weights({name: tensor.float() for name, tensor in state.items()}).eval().requires_grad_(False)
+
+    def save_pretrained(self, folder, dtype=torch.float32):
+        """Writes diffusers' folder: config.json and the weights."""
+        from imagegen.families.vq_model import VQ_MODEL
+        save_folder(folder, part_files(VQ_MODEL, self.cfg, self.weights(), dtype=dtype))
 
 
 def vq_loss(model, pictures, generator=None, *, commitment=0.25):

@@ -16,6 +16,7 @@ def along_sphere(a, b, share):
 
 def save_gif(pictures, path, *, milliseconds=60):
     """PIL images -> an animated GIF that goes round and round."""
+    pictures = list(pictures)
     if not pictures:
         raise InputError("no pictures: give at least one")
     whole("milliseconds", milliseconds, 10, 10_000)

@@ -105,3 +105,16 @@ def test_the_alignment_is_drawn(model, tmp_path):
 def test_wrong_input_is_answered_with_one_sentence(call, error, words, model):
     with pytest.raises(error, match=words):
         call(model)
+
+
+def test_what_a_network_cannot_say_or_read_is_named(tokenizer, model):
+    blind, mute = small(tokenizer, attention="none"), AttentionSeq2Seq(model.cfg)
+    ids, keep = torch.tensor([[3, 4, 5]]), torch.tensor([[True, True, True]])
+    for call, words in ((lambda: blind.align("a b"), "no attention"), (lambda: mute.align("a", "b"), "has no tokenizer"),
+                        (lambda: model(ids[0], ids), "source: expected 2 dimensions"), (lambda: model(ids, ids[:, :0]), "target has no tokens"),
+                        (lambda: model(ids[:, :0], ids), "keep should be True at the beginning"),
+                        (lambda: model(ids, ids, keep.logical_not()), "keep should be True at the beginning"),
+                        (lambda: model(ids, ids, torch.tensor([[False, True, True]])), "keep should be True at the beginning"),
+                        (lambda: model(ids, ids, keep[:, :2]), "keep")):
+        with pytest.raises(InputError, match=words):
+            call()

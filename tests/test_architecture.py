@@ -29,7 +29,7 @@ MANY_ARGUMENTS = {
     "gencore/loss.py:forward": "autograd passes by position",
     "gencore/transformer.py:forward": "every stream that a block can read: mask, positions, cache, memory, its mask, condition",
 }
-FRONT_DOORS = {"__call__", "generate", "stream", "outpaint", "variations"}      # what users of transformers and diffusers pass by name
+FRONT_DOORS = {"__call__", "generate", "stream", "outpaint", "variations", "between"}      # what users of transformers and diffusers pass by name
 TAKES_KWARGS = {
     "gencore/check.py:dims": "the named sizes of the shape it checks",
     "gencore/chat_template.py:call": "Jinja's own signature: what a template passes",

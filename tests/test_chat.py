@@ -304,3 +304,15 @@ def test_transformers_opens_the_shipped_chat_and_says_the_same():
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
     said = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1]:]
     assert tokenizer.decode(said, skip_special_tokens=True) == chat(messages, temperature=0, max_new_tokens=40)
+
+
+def test_a_long_conversation_is_fitted_by_few_readings(chat, monkeypatch):
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"at {i}"} for i in range(401)]
+    tokenizer, calls = chat.lm.tokenizer, []
+    write = tokenizer.chat_ids
+    monkeypatch.setattr(tokenizer, "chat_ids", lambda messages, **how: calls.append(len(messages)) or write(messages, **how))
+    room = len(tokenizer.chat_ids(turns[-5:]))
+    calls.clear()
+    ids, left_out = chat.fitted(turns, room)
+    assert (len(ids), left_out) == (room, 396) and len(calls) < 14
+    assert chat.fitted(turns, room - 1)[1] == 398 and chat.fitted(turns[-5:], room)[1] == 0

@@ -306,3 +306,12 @@ def test_parts_in_each_others_places_are_named(saved, tmp_path):
         (tmp_path / "m" / a).rename(tmp_path / "m" / b)
     with pytest.raises(CheckpointError, match="in each other's places"):
         Diffusion.from_pretrained(tmp_path / "m")
+
+
+def test_a_number_that_is_another_classs_name_is_refused():
+    network = tiny_dit()
+    drawn = Diffusion(network, coder(), labels=("1", "2", "3", "4"))
+    with pytest.raises(InputError, match='label 1 is a name here, of class 0: give the name "1", or that number'):
+        drawn([1], steps=1, seed=0)
+    assert drawn(["2"], steps=1, seed=0)[0].tobytes() != drawn(["1"], steps=1, seed=0)[0].tobytes()
+    assert Diffusion(network, coder(), labels=("0", "1", "2", "3"))([1], steps=1, seed=0)[0].tobytes() == drawn(["2"], steps=1, seed=0)[0].tobytes()

@@ -10,7 +10,7 @@ import gencore
 from gencore.check import CheckpointError, ConfigError, DataError, InputError
 from gencore.train import Run, TrainConfig
 from gencore.transformer import Memory
-from imagegen import ControlledTextToImage, TextToImage
+from imagegen import ControlledTextToImage, PainterLoRA, TextToImage
 from imagegen.captioned import Captioned
 from imagegen.control import Control, ControlConfig, Led, control_files, edge_agreement, edges, edges_of, train_control, white_lines
 from imagegen.dit import DiTConfig
@@ -216,3 +216,20 @@ def test_the_example_teaches_and_reports(opened, tmp_path):
         run(*given, tmp_path / "other", "--data", tmp_path / "cats")
     square_lines(place=3).save(tmp_path / "cats" / "cat" / "2.png")
     assert "led" in run(*given, tmp_path / "other", "--data", tmp_path / "cats")
+
+
+def test_lines_are_white_in_any_form_and_numbers_of_numpy_are_numbers(opened):
+    lines = (np.asarray(square_lines()) > 0)
+    wanted = white_lines(square_lines(), 16)
+    for form in (lines, torch.from_numpy(lines), torch.from_numpy(lines).float()[None], edges(torch.ones(1, 3, 16, 16))[0]):
+        seen = white_lines(form, 16)
+        assert seen.min() == 0 and (form is not lines or torch.equal(seen, wanted))
+    made = opened(PROMPTS[0], lines, weight=np.float32(0.5), steps=2, seed=0)[0]
+    assert json.loads(made.info["recipe"])["settings"]["weight"] == 0.5
+
+
+def test_a_painter_with_an_adapter_in_it_is_no_base_for_a_branch():
+    lora = PainterLoRA(lively_painter(PROMPTS), rank=2)
+    with pytest.raises(InputError, match="has an adapter in it: save the adapter by lora.save_pretrained, or take lora.merged"):
+        Control.beside(ControlConfig(copied=1, stem=4), lora.painter.painter)
+    Control.beside(ControlConfig(copied=1, stem=4), lora.merged().painter)

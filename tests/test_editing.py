@@ -7,6 +7,7 @@ from PIL import Image
 import gencore
 from gencore.check import DataError, InputError
 from gencore.diffusion import FLOW, flow_levels
+from gencore.pictures import prepare
 from gencore.samplers import dpm_solver, euler, keeping, last
 from imagegen.editing import Editor
 from tests.scripts import EXAMPLES, run
@@ -200,3 +201,36 @@ def test_the_example_edits_a_file_a_sheet_and_a_way(editor, picture, tmp_path, c
         with pytest.raises(SystemExit):
             run(*given, tmp_path / ("c.gif" if "--between" in given_too else "c.png"), *given_too)
         assert words in capsys.readouterr().err
+
+
+def test_strength_nought_gives_back_what_the_autoencoder_does_and_too_little_is_refused(editor, picture):
+    vae = editor.painter.painter.autoencoder
+    given = prepare(picture, 16)[None]
+    with torch.inference_mode():
+        wanted = editor.painter.decode(vae.encode(given)[0] * vae.cfg.scaling)
+    for steps in (2, 20):
+        drawn = torch.from_numpy(np.asarray(editor(picture, PROMPTS[0], strength=0, steps=steps, seed=0)).copy()).permute(2, 0, 1)[None]
+        torch.testing.assert_close(drawn.float() / 127.5 - 1, wanted, rtol=0, atol=0.005)
+    with pytest.raises(InputError, match="strength 0.1 of 3 steps is less than half a step: give 6 or more"):
+        editor(picture, PROMPTS[0], strength=0.1, steps=3, seed=0)
+    editor(picture, PROMPTS[0], strength=0.1, steps=6, seed=0)
+
+
+def test_a_mask_is_a_picture_an_array_or_a_tensor_as_diffusers_has_it(editor, picture):
+    mask = np.zeros((16, 16), bool)
+    mask[4:8, 4:12] = True
+    forms = [mask, torch.from_numpy(mask), torch.from_numpy(mask).float(), torch.from_numpy(mask).float()[None],
+             torch.from_numpy(mask).float()[None] * 2 - 1, Image.fromarray(mask)]
+    drawn = {editor(picture, PROMPTS[0], mask=form, steps=2, seed=3).tobytes() for form in forms}
+    assert len(drawn) == 1
+    after = np.asarray(editor(picture, PROMPTS[0], mask=forms[2], steps=2, seed=3))
+    assert (after[~mask] == np.asarray(picture)[~mask]).all()
+
+
+def test_a_way_between_prompts_of_other_lengths_does_not_jump(editor):
+    prompts = ["seven", "red apple, noto style of many words"]
+    first, near, *_, last = editor.between(prompts, seeds=[0], frames=1000, steps=2)[:2] + editor.between(prompts, seeds=[0], frames=1, steps=2)
+    far = np.abs(np.asarray(first).astype(float) - np.asarray(last)).mean()
+    assert np.abs(np.asarray(first).astype(float) - np.asarray(near)).max() <= 3 and far > 3
+    assert editor.between(prompts, frames=1, steps=2, guidance=9.0, negative_prompt="red")[0].tobytes() != \
+        editor.between(prompts, frames=1, steps=2, guidance=9.0)[0].tobytes()

@@ -196,3 +196,10 @@ def test_wrong_input_is_named():
                         (lambda: modes(torch.tensor([8]), 8), "from 0 to 7")]:
         with pytest.raises(InputError, match=words):
             call()
+
+
+def test_features_of_another_kind_are_named():
+    with pytest.raises(InputError, match="made should be a floating tensor, got float64: torch.as_tensor makes one"):
+        frechet_distance(torch.zeros(4, 2).numpy().astype("f8"), torch.zeros(4, 2))
+    with pytest.raises(InputError, match="found should be a tensor of whole numbers, got torch.float32"):
+        modes(torch.zeros(3), 2)

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import nn
 
 from gencore import Run, TrainConfig
-from gencore.checkpoint import load_tensors, read_json
-from imagegen import Diffusion
+from gencore.checkpoint import load_tensors
+from imagegen import Diffusion, VQAutoencoder
 from imagegen.adversarial import relativistic
 from imagegen.alignment import PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig, picture_loss
@@ -18,9 +18,7 @@ from imagegen.autoencoder_training import Finish, PatchCritic, distance_seen, fi
 from imagegen.data import to_unit
 from imagegen.diffusion_files import read_any
 from imagegen.doubling import doubled_conv
-from imagegen.families.vq_model import VQ_MODEL
 from imagegen.labelled import Labelled
-from imagegen.vq_autoencoder import VQAutoencoder
 from tests.scripts import EXAMPLES, run
 
 PARTS = AutoencoderConfig(channels=(4, 8), latent=2, groups=2, size=16, picture_channels=1)
@@ -123,8 +121,7 @@ def test_the_example_learns_goes_on_and_leaves_what_opens(kind, tmp_path):
     run(EXAMPLES / "image" / "autoencoder.py", *given, "finish.steps=4", "--resume")
     assert {path.name for path in (out / "samples").iterdir()} == {"000002.png", "000004.png"}
     if kind == "vq":
-        cfg = VQ_MODEL.to_ours(read_json(out / "model" / "config.json"))
-        model = VQAutoencoder(cfg).load_weights(VQ_MODEL.import_state(cfg, load_tensors(out / "model" / "diffusion_pytorch_model.safetensors")))
+        model = VQAutoencoder.from_pretrained(out / "model")
         assert model.encode(torch.zeros(1, 1, 16, 16)).shape == (1, 8, 8)
         return
     autoencoder = read_any(Path(out / "model"))

@@ -22,7 +22,8 @@ from gencore.tokenizer import Tokenizer, train_bpe
 from textgen.families import KNOWN
 
 KINDS = list(OPENERS)
-DECLARED = {"CausalLM": "a causal language model", "TextToImage": "a painter", "Autoencoder": "an autoencoder of pictures", "GAN": "a GAN",
+DECLARED = {"CausalLM": "a causal language model", "TextToImage": "a painter", "Autoencoder": "an autoencoder of pictures",
+            "TinyAutoencoder": "a tiny autoencoder of pictures", "VQAutoencoder": "a vector-quantized autoencoder of pictures", "GAN": "a GAN",
             "Diffusion": "a diffusion model of pictures", "ControlledTextToImage": "a painter led by lines", "Codec": "a codec",
             "TextToSpeech": "a speaker", "Captioner": "a reader of pictures"}
 
@@ -149,10 +150,10 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused_with_both_figures(fol
 # ---- what is impossible, or far too much ----
 
 IMPOSSIBLE = {
-    "CausalLM": {"config.json": {"max_position_embeddings": (-4, 0), "rope_parameters.rope_theta": (-1, 0), "eos_token_id": ("x", 999999, [0, -1]),
+    "CausalLM": {"config.json": {"max_position_embeddings": (-4, 0), "rope_parameters.rope_theta": (-1, 0), "eos_token_id": ("x", 1.5),
                                  "vocab_size": (0, 1e12), "hidden_size": (10 ** 9, None), "num_hidden_layers": (0, -1, 10 ** 6),
                                  "num_attention_heads": ("two", True, 0), "head_dim": (3, -8), "rms_norm_eps": (-1e-6, "small", 10 ** 400)},
-                 "generation_config.json": {"eos_token_id": (-1, 262, "x")}},
+                 "generation_config.json": {"eos_token_id": ("x",)}},
     "TextToImage": {"vae/config.json": {"scaling_factor": (0, -1, "x"), "block_out_channels": ([], [4, 0], 4), "layers_per_block": (0, 10 ** 6)},
                     "scheduler/scheduler_config.json": {"flow_shift": (-3, "x", 0, True), "prediction_type": ("epsilon",)},
                     "transformer/config.json": {"num_layers": (10 ** 6, 0), "patch_size": (0, 3), "sample_size": (10 ** 9,),
@@ -160,6 +161,10 @@ IMPOSSIBLE = {
                     "text_encoder/config.json": {"num_layers": (10 ** 6,), "d_ff": (0, 1.5), "relative_attention_num_buckets": (0,)}},
     "Autoencoder": {"config.json": {"scaling_factor": (0, -1, "x"), "block_out_channels": ([], [4, 0], 4), "layers_per_block": (0, 10 ** 6),
                                     "latent_channels": (0, "x"), "shift_factor": ("x", []), "act_fn": ("gelu",), "in_channels": (0, "x")}},
+    "TinyAutoencoder": {"config.json": {"scaling_factor": (0, "x"), "encoder_block_out_channels": ([], [4, 0], 4), "num_decoder_blocks": (0, [1]),
+                                        "latent_channels": (0, "x"), "act_fn": ("gelu",), "latent_magnitude": (5,)}},
+    "VQAutoencoder": {"config.json": {"scaling_factor": (0, -1, "x"), "block_out_channels": ([], [4, 0], 4), "num_vq_embeddings": (0, "x", 10 ** 9),
+                                      "vq_embed_dim": (0, "x"), "lookup_from_codebook": (True,)}},
     "GAN": {"config.json": {"size": (0, 12, 10 ** 9), "widths": ([], [8, 0], [20000, 8], 8), "latent": (0, 10 ** 9), "blocks": (0, 300, 2),
                             "attention": (3, -1, 0), "heads": (0, 3), "labels": (["a", "a"], [1], [], "left"), "picture_channels": (0, 3)}},
     "Diffusion": {"model_index.json": {"id2label": ([], {"1": "a"}, "x", {"0": 3}, {"0": "a", "1": "b", "2": "c"})},
@@ -202,7 +207,8 @@ def test_impossible_values_of_a_foreign_folder_are_refused_with_file_and_field(f
 OURS = {"num_train_timesteps": "count", "beta_start": "low", "steps_offset": "offset", "timestep_spacing": "spacing", "beta_schedule": "betas",
         "num_embeds_ada_norm": "classes", "id2label": "labels", "shift_factor": "shift", "sample_size": "size",
         "image_size": "image", "block_out_channels": "channels", "rope_theta": "theta",
-        "patch_size": "patch"}
+        "patch_size": "patch", "encoder_block_out_channels": "encoder", "num_decoder_blocks": "decoder_blocks",
+        "num_vq_embeddings": "codes", "vq_embed_dim": "width"}
 
 
 def _names(message, field):
@@ -315,6 +321,8 @@ SIZES = {                                                        # what the shap
                     "text_encoder/config.json": "vocab_size d_model num_layers num_heads d_kv d_ff relative_attention_num_buckets",
                     "vae/config.json": "layers_per_block latent_channels in_channels"},
     "Autoencoder": {"config.json": "layers_per_block latent_channels in_channels"},
+    "TinyAutoencoder": {"config.json": "latent_channels in_channels"},
+    "VQAutoencoder": {"config.json": "layers_per_block latent_channels in_channels num_vq_embeddings vq_embed_dim"},
     "GAN": {"config.json": "picture_channels blocks latent attention"},
     "Diffusion": {"transformer/config.json": "in_channels num_layers patch_size num_attention_heads out_channels num_embeds_ada_norm",
                   "vae/config.json": "layers_per_block latent_channels in_channels"},

@@ -1,11 +1,12 @@
 """textgen/made_bookings.py: speakers take turns, and whatever is asked to be confirmed was said before, by one side or the other."""
 import random
 import re
+from itertools import islice
 
 import pytest
 
-from textgen.made_bookings import Bookings
-from textgen.slots import slots
+from textgen.made_bookings import COUNTS, Bookings, in_small_letters, made_talks
+from textgen.slots import Swaps, slots
 
 WORDS = "Sino Cha Grand Luna Park Inn Bella Oak Villette Royal".split()
 
@@ -49,12 +50,24 @@ def test_a_recorded_hotel_is_booked_by_days_and_others_are_none():
     texts = ("Find me a hotel in SF.", "How about the Grand Inn?", "What is its phone number?", "It is 555.", "Good, book it until the 9th.",
              "Please confirm: 2 rooms at the Grand Inn in San Francisco until March 9th.", "Yes.", "Done.")
     talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-    for seed in range(20):
+    early = 0
+    for seed in range(40):
         told = make.by_days(talk, random.Random(seed))
         asked = next(message["content"] for message in told[4:] if "confirm" in message["content"].lower())
-        assert told[:4] == talk[:4] and [message["role"] for message in told] == ["user", "assistant"] * (len(told) // 2)
+        assert [message["role"] for message in told] == ["user", "assistant"] * (len(told) // 2)
+        assert all(now["content"].startswith(then["content"]) for now, then in zip(told[:4], talk))
         assert "Grand Inn" in asked and "in San Francisco" in asked and re.search(r"for \d+ (day|night)", asked)
         assert not any("until" in message["content"] for message in told)
+        if said := [re.search(r"(\w+) rooms?\.", message["content"]) for message in told[:4] if message["content"] not in texts]:
+            number, early = said[0][1], early + 1                                                         # told long before it is asked
+            again = any(re.search(r"\broom", message["content"].replace("a room", "")) for message in told[4:] if message["role"] == "user")
+            assert again or re.search(rf"\b{number if number.isdigit() else 1 + COUNTS.index(number)} room", asked, re.IGNORECASE), told
+    assert 5 < early < 30
+    talk[0]["content"] = "Find me a hotel with two rooms in SF."
+    assert "2 rooms" in "".join(message["content"] for message in make.by_days(talk, random.Random(0))[4:])
+    talk[0]["content"] = "Find me a hotel with 3455 rooms in SF."
+    assert make.by_days(talk, random.Random(0)) is None
+    talk[0]["content"] = texts[0]
     assert make.by_days(talk[:5], random.Random(0)) is None and make.by_days(talk[5:], random.Random(0)) is None
     assert make.by_days(talk[:1] + [talk[5] | {"content": "Please confirm: a table at Sino in Rome."}], random.Random(0)) is None
 
@@ -71,7 +84,7 @@ def test_a_ride_goes_where_the_talk_was_for_as_many_as_were_spoken_of_last():
         assert people == (int(booked[-1]) if booked else None)
         ride = make.ride(draw, place, people)
         asks = next(line for line in ride if "confirm" in line)
-        if people and not re.search(r"for \w+[.,]|for \d|How many", "\n".join(ride[:ride.index(asks)])):
+        if people and not re.search(r"for \w+[.,]|for \d|How many|people|person|of us", "\n".join(ride[:ride.index(asks)])):
             untold += 1
             assert re.search(rf"for {people}\b|with {people} seat", asks), (people, ride)
     assert untold > 60
@@ -80,7 +93,7 @@ def test_a_ride_goes_where_the_talk_was_for_as_many_as_were_spoken_of_last():
 def test_of_rooms_and_tables_that_nobody_counted_there_is_one_and_they_are_for_two():
     make = Bookings(WORDS)
     for kind, question, unsaid in ((make.hotel, r"\d rooms?\b|(?:one|two|three|four) rooms?\b", "1 room"),
-                                   (make.table, r"For how many people|for (?:\d\b(?! ?[ap]m)|one|two|three|four|five|six|seven|eight)", "for 2")):
+                                   (make.table, r"people|person|of us|for (?:\d\b(?! ?[ap]m)|one|two|three|four|five|six|seven|eight)", "for 2")):
         silent = 0
         for seed in range(200):
             lines, *_ = kind(random.Random(seed), "Rome", "in Rome")
@@ -108,3 +121,39 @@ def test_a_recorded_talk_of_a_place_and_its_address_goes_on_with_a_ride_to_both(
     assert make.by_ride(talk[:8] + [talk[8] | {"content": "And a cab."}, talk[9]], random.Random(0)) is None
     other = [*talk[:4], *talk[4:6], talk[6], talk[7] | {"content": "Please confirm a visit to Bella at 5 pm."}, *talk[8:]]
     assert make.by_ride(other, random.Random(0)) is None                                                  # the address of another place
+
+
+def test_another_is_meant_by_a_mere_fragment_and_only_that_one_changes():
+    make, fragments = Bookings(WORDS), 0
+    for seed in range(3000):
+        lines, *_ = make.table(random.Random(seed), "Rome", "in Rome")
+        asks = [i for i, line in enumerate(lines[:-2]) if i % 2 and re.search("confirm", line, re.IGNORECASE)]
+        if len(asks) == 2 and (found := re.fullmatch(r"(\w+) of us\.", lines[asks[1] - 1])):
+            number = found[1] if found[1].isdigit() else 1 + COUNTS.index(found[1].lower())
+            first, then = (slots(lines[i]) for i in asks)
+            fixed = {value for value, kind in first.items() if kind in ("time", "date")}
+            fragments += 1
+            assert f"for {number}" in lines[asks[1]] and fixed <= then.keys(), lines
+    assert fragments > 3
+
+
+def test_a_place_may_be_turned_down_before_another_is_taken():
+    make, down = Bookings(WORDS), 0
+    for seed in range(200):
+        lines, place, _ = make.table(random.Random(seed), "Rome", "in Rome")
+        found = [i for i, line in enumerate(lines) if re.search("another|else", line, re.IGNORECASE)]
+        down += bool(found)
+        name = place.split(" at ")[0] if "located" not in place else place
+        assert all(name in "\n".join(lines[i:]) for i in found)
+    assert 40 < down < 160
+
+
+def test_talks_are_made_of_recorded_ones_and_whole():
+    texts = ("Find me a hotel in SF.", "How about the Grand Inn?", "Good, book it until the 9th.",
+             "Please confirm: 2 rooms at the Grand Inn in San Francisco until March 9th.", "Yes.", "Done.")
+    talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    made = list(islice(made_talks([talk], Swaps([talk]), random.Random(0)), 60))
+    begun = [each for each in made if each[0]["content"].startswith("Find me a hotel in")]
+    assert 10 < len(begun) < 40 and all(each[-1]["role"] == "assistant" for each in made)
+    assert made == list(islice(made_talks([talk], Swaps([talk]), random.Random(0)), 60))
+    assert in_small_letters(talk[1:2]) == [{"role": "assistant", "content": "how about the grand inn?"}]

@@ -147,3 +147,16 @@ def test_a_folder_opens_in_transformers_with_its_tokenizer(lm, tmp_path):
 def test_wrong_input_is_answered_with_one_sentence(call, error, words, lm):
     with pytest.raises(error, match=words):
         call(lm)
+
+
+def test_labels_that_are_not_known_do_not_count(tokenizer):
+    torch.manual_seed(0)
+    model = TextClassifier(replace(untrained(tokenizer).cfg, labels=("yes", "no")), tokenizer).eval()
+    ids = torch.randint(5, 30, (2, 6))
+    both, alone = model.loss(ids, torch.tensor([0, -100])), model.loss(ids[:1], torch.tensor([0]))
+    assert int(both[1]) == int(alone[1]) == 1 and both[0].item() == pytest.approx(alone[0].item(), abs=1e-5)
+
+
+def test_masks_are_made_where_the_ids_are(tokenizer):
+    ids, targets = mask_tokens(torch.zeros(2, 8, dtype=torch.long, device="meta"), tokenizer, torch.Generator())
+    assert ids.device.type == targets.device.type == "meta"

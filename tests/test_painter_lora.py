@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import gencore
-from gencore.check import CheckpointError, InputError
+from gencore.check import CheckpointError, ConfigError, InputError
 from gencore.train import Run, TrainConfig
 from gencore.transformer import Memory
 from imagegen import PainterLoRA, TextToImage
@@ -160,3 +160,26 @@ def test_the_example_teaches_and_reports(base, tmp_path):
     assert "from its nearest picture" in said and "other prompts, before and after" in said
     assert Image.open(tmp_path / "run" / "sheet.png").width == 8 * 18 - 2
     assert TextToImage.from_pretrained(tmp_path / "run" / "painter").digest and (tmp_path / "run" / "model" / "adapter_config.json").is_file()
+
+
+def test_a_painter_with_an_adapter_in_it_is_saved_merged(base, tmp_path):
+    lora = moved(PainterLoRA(base, rank=2))
+    with pytest.raises(InputError, match="has an adapter in it: save the adapter by lora.save_pretrained, or take lora.merged"):
+        lora.painter.save_pretrained(tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+    lora.merged().save_pretrained(tmp_path / "p")
+    torch.testing.assert_close(draw(TextToImage.from_pretrained(tmp_path / "p")), draw(lora.painter), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("said", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"target_parameters": ["w"]},
+                                  {"layer_replication": [[0, 1]]}])
+def test_adapters_that_change_more_than_they_hold_are_refused(base, said, tmp_path):
+    moved(PainterLoRA(base, rank=2)).save_pretrained(tmp_path / "a")
+    place = tmp_path / "a" / "adapter_config.json"
+    config = json.loads(place.read_text())
+    (tmp_path / "a" / "digests.json").unlink()
+    place.write_text(json.dumps(config | {"init_lora_weights": "gaussian", "target_parameters": None}))
+    PainterLoRA.from_pretrained(base, tmp_path / "a")
+    place.write_text(json.dumps(config | said))
+    with pytest.raises(ConfigError, match=f"LoRA model: {next(iter(said))} should be"):
+        PainterLoRA.from_pretrained(base, tmp_path / "a")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gencore.pictures import read_picture
+from gencore.pictures import eight_bits, read_picture
 from imagegen.data import labelled_grid, on_white, square
 
 RAMP = np.tile(np.linspace(0, 1, 32), (32, 1))               # black on the left, white on the right
@@ -39,3 +39,11 @@ def test_a_labelled_grid_holds_each_picture_in_its_field():
     assert [field.getpixel((30, 30)) for field in fields] == [*colours, (255, 255, 255)]
     inked = [np.asarray(field.crop((0, 60, 60, 90)).convert("L")).min() < 99 for field in fields]
     assert inked == [True, True, True, False]
+
+
+def test_places_without_a_number_are_black_and_the_rest_stays_as_it_was():
+    values = RAMP.astype(np.float32) * 1.02                      # sharpening goes a little beyond 1
+    values[0, 0], values[1, 1], values[2, 2] = np.nan, np.inf, -np.inf
+    seen = np.asarray(eight_bits(values))
+    assert np.abs(seen[5:].mean(0) / 255 - (RAMP[0] * 1.02).clip(0, 1)).max() < 0.01 and seen[0, 0] == seen[1, 1] == seen[2, 2] == 0
+    assert np.asarray(eight_bits(np.full((2, 2), np.nan, np.float32))).max() == 0

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from gencore.check import UnknownNameError
+from gencore.check import InputError, UnknownNameError
 from textgen import CausalLM
 from textgen.presets import PRESETS, gpt_shape, kept_bytes, main, needs, preset
 
@@ -38,3 +38,10 @@ def test_the_table_names_every_preset_and_gpt3_has_175_billion(capsys):
 def test_an_unknown_preset_is_answered_with_the_nearest():
     with pytest.raises(UnknownNameError, match="gpt2-xl"):
         preset("gpt2-x")
+
+
+def test_memory_for_texts_that_a_model_cannot_read_is_no_figure():
+    with pytest.raises(InputError, match="has 1024 learnt positions, it reads no 4,000 tokens"):
+        needs(preset("gpt2"), length=4000)
+    with pytest.raises(InputError, match="length should be"):
+        needs(preset("gpt2"), length=-4)

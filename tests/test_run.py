@@ -6,12 +6,13 @@ import torch
 
 import gencore
 from gencore.check import InputError
+from gencore.tokenizer import train_bpe
 from tests.test_causal_lm import TEXT, small
 from textgen import CausalLM
 from textgen.evaluate import bits_per_byte
 from textgen.model import CausalLMConfig
 from textgen.run import likeliest
-from textgen.text import Settings
+from textgen.text import Row, Settings
 
 PROMPTS = ["It was", "the rain fell on the old town", "a"]
 
@@ -126,3 +127,18 @@ def test_a_beam_search_is_cut_at_a_stop_string(lm):
 def test_wrong_beams_are_named(lm, options, words):
     with pytest.raises(InputError, match=words):
         lm.generate("It", **options)
+
+
+@pytest.mark.parametrize("text", ["日" * 9 + "本", "กำลัง" * 5, "日本国憲法は" + "憲" * 12, "a" + "\U0001f600" * 7])
+def test_tokens_that_straddle_characters_lose_none_of_them(text):
+    tokenizer = train_bpe([text[3:] * 3, text * 2], 300)
+    row = Row(tokenizer, (), ())
+    pieces = [row.add(token) for token in tokenizer.encode(text)]
+    assert "".join(pieces) + row.end() == text and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_never_become_a_character_are_given_up_on():
+    tokenizer = train_bpe(["x"], 258)
+    row, first = Row(tokenizer, (), ()), tokenizer.encode("é")[1]                       # a byte that only continues one
+    pieces = [row.add(first) for _ in range(20)]
+    assert any(pieces) and set("".join(pieces) + row.end()) == {"\ufffd"} and row.add(tokenizer.encode("x")[0]) == ""

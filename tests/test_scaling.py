@@ -38,7 +38,7 @@ def test_without_a_floor_the_fit_is_a_line_in_logarithms():
 
 @pytest.mark.parametrize("sizes, losses", [([1, 2], [3.0]), ([1], [3.0]), ([1, 2], [3.0, 0.0])])
 def test_what_is_no_curve_is_refused(sizes, losses):
-    with pytest.raises(InputError, match="as many losses as sizes, at least two, all above 0"):
+    with pytest.raises(InputError, match="as many losses as sizes, at least two different ones, all above 0"):
         power_law(sizes, losses, floor=False)
 
 
@@ -52,3 +52,9 @@ def test_the_example_trains_five_sizes_and_foretells_the_fifth(tmp_path):
     figures = json.loads((tmp_path / "scaling.json").read_text())
     assert figures["sizes"] == sorted(figures["sizes"]) and figures["losses"][-1] < figures["losses"][0]
     assert f"measured {figures['losses'][-1]:.4f}" in printed and (tmp_path / "scaling.png").stat().st_size > 5000
+
+
+def test_losses_that_make_no_law_are_named():
+    for sizes, losses in (([1e3, 1e3], [3.0, 2.0]), ([1e3, 1e4], [3.0, float("nan")]), ([1e3, 1e4], [3.0, 0.0])):
+        with pytest.raises(InputError, match="at least two different ones, all above 0"):
+            power_law(sizes, losses, floor=False)

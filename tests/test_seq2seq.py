@@ -179,3 +179,8 @@ def test_a_folder_opens_in_transformers_with_the_same_text(lm, tmp_path):
     theirs, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     made = theirs.generate(**tokenizer("hund rot", return_tensors="pt"), num_beams=3, max_new_tokens=12)
     assert tokenizer.decode(made[0], skip_special_tokens=True).strip() == Seq2SeqLM.from_pretrained(tmp_path).generate("hund rot", beams=3)
+
+
+def test_the_end_is_learnt_where_it_is_the_padding_as_well():
+    cfg = replace(Seq2SeqConfig(), eos=(0,), pad=0)
+    assert real_tokens(torch.tensor([[5, 6, 0, 0, 0], [0, 0, 0, 0, 0]]), cfg).tolist() == [[True] * 3 + [False] * 2, [True] + [False] * 4]

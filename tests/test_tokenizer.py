@@ -161,3 +161,10 @@ def test_a_template_that_is_no_text_is_refused(template, tokenizer, tmp_path):
     save_folder(tmp_path / "t", files | {"tokenizer_config.json": files["tokenizer_config.json"] | {"chat_template": template}})
     with pytest.raises(CheckpointError, match="chat_template should be a text, or several as name and template"):
         Tokenizer.from_folder(tmp_path / "t")
+
+
+def test_texts_and_specials_that_make_no_tokenizer_are_named():
+    with pytest.raises(DataError, match="a text holds half a character"):
+        train_bpe(["a", "\ud800a"])
+    with pytest.raises(InputError, match="specials should name at least one token"):
+        train_bpe(["a"], specials=())

@@ -104,9 +104,11 @@ def test_the_way_that_keeps_more_is_preferred_and_the_peoples_own_where_all_lose
 def test_what_is_asked_to_be_kept_stands_in_the_peoples_own_turn():
     talk = turn("A table in Rome, 3 chairs.", "When?", "On Friday at 6 pm.", "Confirm: a table in Rome on the 3rd.")
     assert confirmations(talk, least=3)[0][2] == ["3", "Rome"]
-    plan = prefer_chat.Plan(made=0.0, swaps=0.0)
+    plan = prefer_chat.Plan(made=0.0, swaps=0.0, small=0.0)
     before, theirs, wanted = next(prefer_chat.asked([ROWS[0] | {"messages": talk}], plan, 0))
     assert before == talk[:3] and theirs == talk[3]["content"] and wanted == ["Rome"]
+    before, theirs, wanted = next(prefer_chat.asked([ROWS[0] | {"messages": talk}], prefer_chat.Plan(made=0.0, swaps=0.0, small=1.0), 0))
+    assert before[0]["content"] == "a table in rome, 3 chairs." and theirs == "confirm: a table in rome on the 3rd." and wanted == ["Rome"]
 
 
 def test_what_is_invented_or_said_over_and_over_is_worth_less():
@@ -137,3 +139,12 @@ def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
     assert Chat.from_pretrained(tmp_path / "kept" / "model").lm.cfg == Chat.from_pretrained(tmp_path / "chat" / "model").lm.cfg
     rows = [json.loads(line) for line in (tmp_path / "chat" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2 and "held_out_loss" in rows[-1] and list((tmp_path / "chat" / "samples").iterdir())
+
+
+def test_a_template_that_goes_on_behind_the_end_is_learnt_as_it_is():
+    talks = [ASKED[:2]]
+    tokenizer = new(ChatRun(vocab=300, width=32, layers=1, heads=1, mlp=32), talks).tokenizer
+    tokenizer.config["chat_template"] = tokenizer.config["chat_template"].replace('"<|end|>"', '"<|end|>.\\n"')
+    ids = tokenizer.chat_ids(talks[0], prompt=False)
+    row = windows(tokenizer, talks, ChatRun(speakers="all", context=128))[0]
+    assert [i for i in row["targets"].tolist() if i >= 0] == ids[1:] and tokenizer.decode(ids[-1:]) != "" != tokenizer.decode(ids)[-1:]

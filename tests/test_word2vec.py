@@ -213,7 +213,7 @@ def test_long_texts_come_in_chunks_that_lose_nothing(monkeypatch):
 @pytest.mark.parametrize("call, error, words", [
     (lambda w: w.most_similar("kinq"), UnknownNameError, '"kinq" is not among the .* words .did you mean "king"'),
     (lambda w: w.most_similar(), InputError, "needs a word"),
-    (lambda w: w.most_similar("king", topn=0), InputError, "topn should be at least 1"),
+    (lambda w: w.most_similar("king", topn=0), InputError, "topn should be a whole number of at least 1"),
     (lambda w: w.similarity("king", "zebra"), UnknownNameError, '"zebra" is not among'),
     (lambda w: Word2Vec.train(iter([["a"]])), InputError, "gone through several times"),
     (lambda w: Word2Vec.train(["the king"]), DataError, "should be a list of words, got the text 'the king'"),
@@ -223,7 +223,7 @@ def test_long_texts_come_in_chunks_that_lose_nothing(monkeypatch):
     (lambda w: Word2VecConfig("skipgram"), ConfigError, "objective should be one of"),
     (lambda w: Word2VecConfig(lr=0.0), ConfigError, "lr should fall to min_lr"),
     (lambda w: Word2VecConfig(lr=float("nan")), ConfigError, "lr should fall to min_lr"),
-    (lambda w: w.draw("never.png", ["king"]), InputError, "a picture takes two words or more, got 1"),
+    (lambda w: w.draw("never.png", ["king"]), InputError, "a picture takes two words or more, in a list, got"),
     (lambda w: load_word2vec("gone.txt"), DataError, "no file gone.txt"),
     (lambda w: Word2Vec(["a", "a"], torch.zeros(2, 3)), InputError, "no word twice"),
     (lambda w: save_word2vec(w, "gone/w.txt"), InputError, "can't write gone/w.txt: there is no folder gone, make it first"),
@@ -232,3 +232,42 @@ def test_long_texts_come_in_chunks_that_lose_nothing(monkeypatch):
 def test_wrong_input_is_answered_with_one_sentence(call, error, words, w2v):
     with pytest.raises(error, match=words):
         call(w2v)
+
+
+def test_marks_belong_to_their_letters():
+    assert sentences_of("हिन्दी عَرَبِيّ e\u0301te\u0301 don\u2019t") == [["हिन्दी", "عَرَبِيّ", "été", "don't"]]
+
+
+def test_words_of_vectors_with_capitals_are_met_as_gensim_meets_them(tmp_path):
+    from gensim.models import KeyedVectors
+    words, torch_seed = ["Athens", "Greece", "Paris", "France", "athens", "Oslo", "Norway"], torch.manual_seed(0)
+    base = torch.randn(2, 8)
+    vectors = torch.stack([base[0] + 1, base[0] - 1, base[1] + 1, base[1] - 1, -base[0], *torch.randn(2, 8)])
+    ours = Word2Vec(words, vectors)
+    save_word2vec(ours, tmp_path / "v.txt")
+    (tmp_path / "q.txt").write_text(": capitals\nAthens Greece Paris France\n")
+    theirs = KeyedVectors.load_word2vec_format(str(tmp_path / "v.txt"))
+    assert theirs.evaluate_word_analogies(str(tmp_path / "q.txt"))[0] == 1.0 and torch_seed
+    assert analogies(ours, read_analogies(tmp_path / "q.txt")) == {"capitals": (1, 1)}
+    (tmp_path / "p.tsv").write_text("athens\tgreece\t9\nparis\tfrance\t3\noslo\tNorway\t1\n")
+    wanted = theirs.evaluate_word_pairs(str(tmp_path / "p.tsv"))[1][0]
+    assert pair_score(ours, read_pairs(tmp_path / "p.tsv")).spearman == pytest.approx(wanted, abs=1e-5)
+
+
+def test_words_that_gensim_writes_with_other_white_space_are_kept(tmp_path):
+    from gensim.models import KeyedVectors
+    ours = Word2Vec(["a\u00a0b", "x\u2028y"], torch.eye(2))
+    for binary in (False, True):
+        save_word2vec(ours, tmp_path / "v", binary=binary)
+        assert load_word2vec(tmp_path / "v", binary=binary).words == ours.words
+        assert KeyedVectors.load_word2vec_format(str(tmp_path / "v"), binary=binary).index_to_key == ours.words
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda w, p: Word2Vec.train([iter(["a", "b"])] * 3), "read several times, got an iterator"),
+    (lambda w, p: Word2Vec.train(None), "gone through several"),
+    (lambda w, p: w.draw(p, "king"), "two words or more, in a list, got 'king'"), (lambda w, p: w.most_similar(5), "a word or a list of them, got 5"),
+    (lambda w, p: w.most_similar("a", topn=1.5), "topn should be"), (lambda w, p: w.most_similar("a", among=0), "among should be")])
+def test_what_would_go_wrong_silently_is_named(call, words, tmp_path):
+    with pytest.raises((DataError, InputError), match=words):
+        call(Word2Vec(["a", "b", "c"], torch.eye(3)), tmp_path / "p.png")

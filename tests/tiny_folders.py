@@ -12,13 +12,15 @@ from gencore.quantize import QuantizeConfig
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.tokenizer import train_bpe
 from gencore.transformer import TransformerConfig
-from imagegen import GAN, Autoencoder, ControlledTextToImage, Diffusion, TextToImage
+from imagegen import GAN, Autoencoder, ControlledTextToImage, Diffusion, TextToImage, TinyAutoencoder, VQAutoencoder
 from imagegen.autoencoder import AutoencoderConfig
 from imagegen.class_dit import ClassDiT, ClassDiTConfig
 from imagegen.control import Control, ControlConfig
 from imagegen.dit import DiT, DiTConfig
 from imagegen.gan import GANConfig, Generator
 from imagegen.text_to_image import Painter
+from imagegen.tiny_autoencoder import TinyAutoencoderConfig
+from imagegen.vq_autoencoder import VQAutoencoderConfig
 from multimodal import Captioner
 from multimodal.splice import SpliceConfig, Spliced
 from multimodal.vision import VisionConfig
@@ -26,7 +28,8 @@ from textgen import CausalLM
 from textgen.model import CausalLMConfig
 
 STACK = TransformerConfig(width=16, layers=2, attention=AttentionConfig(heads=2), mlp=MLPConfig(24, True, "silu"), rotary=RotaryConfig())
-OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, Autoencoder, GAN, Diffusion, ControlledTextToImage, Codec, TextToSpeech, Captioner)}
+OPENERS = {cls.__name__: cls for cls in (CausalLM, TextToImage, Autoencoder, TinyAutoencoder, VQAutoencoder, GAN, Diffusion, ControlledTextToImage,
+                                         Codec, TextToSpeech, Captioner)}
 
 
 def novelist():
@@ -43,6 +46,14 @@ def painter():
 
 def autoencoder():
     return Autoencoder(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8))
+
+
+def fast():
+    return TinyAutoencoder(TinyAutoencoderConfig(latent=3, encoder=(4, 4), encoder_blocks=(1, 1), decoder=(4, 4), decoder_blocks=(1, 1)))
+
+
+def quantized():
+    return VQAutoencoder(VQAutoencoderConfig(AutoencoderConfig(channels=(4, 8), latent=3, groups=2, size=8), codes=8, width=3))
 
 
 def gan():
@@ -94,6 +105,6 @@ def reader():
 
 def save_all(place):
     """Writes place / CausalLM, place / TextToImage, ... : folders named after the class that opens them."""
-    for name, make in zip(OPENERS, (novelist, painter, autoencoder, gan, diffusion, controlled, codec, speaker, reader)):
+    for name, make in zip(OPENERS, (novelist, painter, autoencoder, fast, quantized, gan, diffusion, controlled, codec, speaker, reader)):
         torch.manual_seed(0)
         make().save_pretrained(place / name)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gencore.attention import AdditiveAttention
-from gencore.check import InputError, floating
+from gencore.check import InputError, dims, floating
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Share, Size, check_fields, check_ids, from_dict, to_dict
 from gencore.decode import resting
@@ -69,6 +69,10 @@ class AttentionSeq2Seq(nn.Module):
 
     def forward(self, source, target, keep=None):
         """keep (B,S): real tokens of the source, which fill its beginning."""
+        B, _ = dims("source", source, "B S")
+        _, T = dims("target", target, "B T", B=B)
+        if not T:
+            raise InputError("target has no tokens: give one or more in each row")
         read = self.encode(source, torch.ones_like(source, dtype=torch.bool) if keep is None else keep)
         state, states, weights = read.first, [], []
         words = self._drop(rows_of(self.embedding, target, "target"))                             # (B, T, D)
@@ -80,6 +84,10 @@ class AttentionSeq2Seq(nn.Module):
 
     def encode(self, source, keep):
         """source (B,S), keep (B,S) -> Read."""
+        B, S = source.shape
+        dims("keep", keep, "B S", B=B, S=S)
+        if not S or not keep[:, 0].all() or (keep[:, 1:] > keep[:, :-1]).any():
+            raise InputError("keep should be True at the beginning of each source, of one token or more, and False behind it")
         if source.shape[1] > self.cfg.context:
             raise InputError(f"{source.shape[1]} tokens are more than the {self.cfg.context} that this model reads: cut the text")
         lengths = keep.sum(1)
@@ -132,10 +140,15 @@ class AttentionSeq2Seq(nn.Module):
     @torch.inference_mode()
     def align(self, source, target=None):
         """Two texts (target: default what `generate` writes) -> (source tokens, target tokens, weights (T,S)): where each was written from."""
+        if self.cfg.attention == "none":
+            raise InputError('this network has no attention (attention="none"), so nothing that a word was written from')
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer: AttentionSeq2Seq(cfg, tokenizer), or load a folder that has one")
         target = self.generate(source) if target is None else target
         read, written = (self.tokenizer.encode(text, special=True) for text in (source, target))
         with resting(self):
-            _, weights = self(torch.tensor([read]), shifted(torch.tensor([written]), self.cfg.start))
+            device = self.embedding.weight.device
+            _, weights = self(torch.tensor([read], device=device), shifted(torch.tensor([written], device=device), self.cfg.start))
         return (*([self.tokenizer.decode([i], keep_special=True) for i in ids] for ids in (read, written)), weights[0])
 
     def draw_alignment(self, source, path, *, target=None):

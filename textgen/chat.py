@@ -4,6 +4,7 @@
     reply = chat([{"role": "user", "content": "I need a taxi at nine."}])
     for piece in chat.stream(messages): print(piece, end="")"""
 import warnings
+from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,16 +62,16 @@ class Chat:
     def fitted(self, messages, room):
         """A conversation -> (ids of at most `room` tokens, how many of its messages were left out, the oldest turns first)."""
         system, turns = split_system(messages)
-        kept = list(turns)
-        while True:
-            ids = self.lm.tokenizer.chat_ids([*system, *kept])
-            if len(ids) <= room:
-                return ids, len(turns) - len(kept)
-            following = next((i for i, message in enumerate(kept) if i and message["role"] == "user"), None)
-            if following is None:
-                raise InputError(f"the last message has {len(ids)} tokens with what must stand before it, there is room for {room} beside the "
-                                 f"reply (the model reads {self.lm.cfg.context}): shorten it, or ask for fewer max_new_tokens")
-            kept = kept[following:]
+        starts = [0, *(i for i, message in enumerate(turns) if i and message["role"] == "user")]
+        written = lambda start: self.lm.tokenizer.chat_ids([*system, *turns[start:]])
+        ids = written(0)
+        if len(ids) <= room:
+            return ids, 0
+        first = bisect_left(starts, True, lo=1, key=lambda start: len(written(start)) <= room)      # fewer messages are fewer tokens
+        if first == len(starts):
+            raise InputError(f"the last message has {len(written(starts[-1]))} tokens with what must stand before it, there is room for {room} "
+                             f"beside the reply (the model reads {self.lm.cfg.context}): shorten it, or ask for fewer max_new_tokens")
+        return written(starts[first]), starts[first]
 
     def _prompt(self, messages, settings):
         ids, left_out = self.fitted(messages, self.lm.cfg.context - settings.max_new_tokens)

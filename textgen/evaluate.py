@@ -16,6 +16,7 @@ def bits_per_byte(lm, texts, *, overlap=0.0, batch=8, limit=None):
     starts blind). limit: only so many windows of each text, evenly spread."""
     if not 0 <= overlap < 1:
         raise DataError(f"overlap should be from 0 to below 1, got {overlap}")
+    whole("batch", batch, 1)
     if limit is not None:
         whole("limit", limit, 1)
     lm.check_tokenizer()

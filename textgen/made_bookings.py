@@ -3,14 +3,16 @@
     Bookings(words)(random.Random(0))       # [{"role": "user", "content": "I need a hotel in Oakland."}, ...]
 
 Names are put together from words and halves of words and numbers are drawn, so that what was said has to be looked up: hotels by nights, rides to
-places that came up earlier for as many as were spoken of (recorded conversations that go on with one of them: `by_days`, `by_ride`), and changes
-of mind, of which recorded conversations have few. Where nobody says how many, it is one room and a table for two, as in the recorded ones."""
+places that came up earlier for as many as were spoken of (recorded conversations that go on with one of them: `by_days`, `by_ride`), places that
+were turned down before another was taken, and changes of mind, often a mere "three rooms", of which recorded conversations have few. Where nobody
+says how many, it is one room and a table for two, as in the recorded ones. `made_talks` mixes all of them."""
 import re
 
 from textgen.slots import MONTHS, NAME, made_name
 
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
-SOON = ("today", "tomorrow", "the day after tomorrow", "next Monday", "next Tuesday", "next Wednesday", "next Thursday", "next Friday")
+SOON = ("today", "tomorrow", "the day after tomorrow")
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WAYS = ("Street", "Avenue", "Road", "Boulevard", "Way", "Drive", "Lane", "Place", "Court")
 CITIES = ("San Francisco", "San Jose", "Oakland", "Berkeley", "Los Angeles", "San Diego", "Anaheim", "Sacramento", "Napa", "Santa Rosa", "Seattle",
           "Portland", "Vancouver", "Las Vegas", "Phoenix", "Denver", "Chicago", "Atlanta", "New York", "Philadelphia", "Washington", "London",
@@ -28,7 +30,9 @@ ADDRESS = re.compile(rf"(?i:\b(?:address|located|at)\b).*?(?<![\w-])(?!\d+ (?:{M
                      rf"(\d+\w* {NAME}(?:,? (?:# ?\w+|Suite \w+|Unit \w+))?)")
 BOOKED = re.compile(r"(?i:\bconfirm\b).*?\b(?:(\d) (?:tickets?|people|persons?)|for (\d)(?![\w:]| [ap]m| days?| nights?))")
 BOOKS = re.compile(r"check|book|reserv|stay|night|room", re.IGNORECASE)
-AGAIN = ("No, make it {0}.", "Wait, {0}, please.", "That's wrong, I want it {0}.")
+ROOMS = re.compile(r"\b(\d+|one|two|three|four) (?:hotel )?rooms?\b", re.IGNORECASE)
+AGAIN = ("No, make it {0}.", "Wait, {0}, please.", "That's wrong, I want it {0}.", "{0}.", "{0}, please.", "No, {0}.", "Sorry, {0}.",
+         "Could you change that? {0}.")
 TAKEN = ("Sorry, I couldn't book that. Anything else?", "Unfortunately I was unable to book that for you.", "I failed to make a reservation.")
 DONE = ("Your booking is confirmed.", "It has been booked.", "I have made the reservation.", "You're all set.", "The booking was successful.")
 
@@ -50,12 +54,13 @@ class Bookings:
         self.words = list(words)
 
     def __call__(self, draw):
-        """random.Random -> messages; sometimes another errand first, sometimes a place and then a ride to it."""
+        """random.Random -> messages; sometimes other errands first, sometimes a place and then a ride to it."""
         city = draw.choice(CITIES) if draw.random() < 0.8 else self.name(draw, 1, 2)
-        lines = self.errand(draw, city) if draw.random() < 0.3 else []
+        errands = (self.errand, lambda *where: draw.choice((self.sight, self.event, self.home, self.visit))(*where)[0])
+        lines = [line for errand in errands if draw.random() < 0.3 for line in errand(draw, city, f"in {city}")]
         where = "there" if lines and draw.random() < 0.5 else f"in {city}"
         rides = draw.random() < 0.5
-        kinds = (self.event, self.event, self.home, self.sight) if rides else (self.hotel, self.table, self.house)
+        kinds = (self.event, self.visit, self.home, self.sight) if rides else (self.hotel, self.hotel, self.table, self.table, self.house)
         more, place, people = draw.choice(kinds)(draw, city, where)
         lines += more
         if rides or draw.random() < 0.3:
@@ -71,7 +76,8 @@ class Bookings:
 
     def address(self, draw):
         door = f" {draw.choice(('# ', '#', 'Suite ', 'Unit '))}{draw.randint(1, 400)}" if draw.random() < 0.2 else ""
-        return f"{draw.randrange(1, 10 ** draw.randint(2, 5))} {self.name(draw, 1, 2)} {draw.choice(WAYS)}{door}"
+        house = f"{draw.randint(1, 40)}, {self.name(draw, 1, 2)} {draw.choice(('Bldg', 'Building', 'Center'))}, " if draw.random() < 0.1 else ""
+        return f"{house}{draw.randrange(1, 10 ** draw.randint(2, 5))} {self.name(draw, 1, 2)} {draw.choice(WAYS)}{door}"
 
     def date(self, draw):
         """-> (as the user says it, as the assistant does)."""
@@ -80,10 +86,11 @@ class Bookings:
         return draw.choice((f"March {nth}", f"the {nth}", f"{nth} of March", f"the {nth} of this month")), f"March {nth}"
 
     def day(self, draw):
-        """-> the same with the word before it: "on March 3rd", or "tomorrow", which both say alike."""
-        if draw.random() < 0.3:
-            soon = draw.choice(SOON)
-            return soon, soon
+        """-> the same with the word before it: "on March 3rd"; "tomorrow", which both say alike; "next Friday", or "Friday next week"."""
+        if draw.random() < 0.4:
+            which, weekday = draw.choice(("this", "next")), draw.choice(WEEKDAYS)
+            soon = draw.choice(SOON) if draw.random() < 0.4 else f"{which} {weekday}"
+            return (soon, soon) if soon in SOON else (draw.choice((soon, soon, f"{weekday} {which} week")), soon)
         said, date = self.date(draw)
         return f"on {said}", f"on {date}"
 
@@ -95,14 +102,39 @@ class Bookings:
         loose = {"00": f"{hour} o'clock {when}", "15": f"quarter past {hour} {when}", "30": f"half past {hour} {when}"}.get(minutes, said)
         return draw.choice((said, said, loose)), said
 
+    def at(self, draw):
+        said, time = self.time(draw)
+        return f"at {said}", f"at {time}"
+
     def count(self, draw, most):
         """-> (word or figure, figure)."""
         number = draw.randint(1, most)
         return draw.choice((str(number), COUNTS[number - 1])), number
 
+    def party(self, draw, most=8, *, number=None):
+        """-> ("for three", "three of us" or "3 people"; "for 3" or "for 3 people"), of so many or of that number."""
+        said, number = self.count(draw, most) if number is None else (COUNTS[number - 1], number)
+        people = f"{said} {'people' if number > 1 else 'person'}"
+        return (draw.choice((f"for {said}", f"for {said}", f"for {people}", people, f"{said} of us")),
+                f"for {number}{draw.choice(('', ' people' if number > 1 else ' person'))}")
+
+    def rooms(self, draw, *, number=None):
+        said, number = self.count(draw, 4) if number is None else (COUNTS[number - 1], number)
+        return f"{said} room{'s' * (number > 1)}", f"{number} room{'s' * (number > 1)}"
+
+    def length(self, draw, unit):
+        said, number = self.count(draw, 14)
+        unit = unit if number > 1 else unit[:-1]
+        return f"for {said} {unit}", f"for {number} {unit}"
+
+    def start(self, draw):
+        said, day = self.day(draw)
+        return (f"from {said.removeprefix('on ')}",
+                draw.choice((f"from {day.removeprefix('on ')}", f"starting {day}", f"checking in {day}")))
+
     # ---- talks: city and where the user says it is -> lines by turns, the user's first; where a ride would go; for how many, None: not said ----
 
-    def errand(self, draw, city):
+    def errand(self, draw, city, _):
         """Something with numbers and days of its own, that goes before."""
         (_, tickets), (said, day) = self.count(draw, 5), self.day(draw)
         if draw.random() < 0.5:
@@ -113,44 +145,52 @@ class Bookings:
         return [*asked, ask, draw.choice(YES), draw.choice(DONE)]
 
     def hotel(self, draw, city, where):
-        hotel, other, stars = self.name(draw), self.name(draw), draw.randint(1, 5)
+        hotel, stars = self.name(draw), draw.randint(1, 5)
         hotel = self.address(draw) if draw.random() < 0.1 else hotel
         wishes = ("I need a hotel {0}.", "Find me a place to stay {0}, please.", "I'm looking for a hotel {0}.")
-        early = self.count(draw, 4) if draw.random() < 0.3 else None
+        early = self.count(draw, 4) if draw.random() < 0.4 else None
         rooms = "" if early is None else phrase(draw, (" with {0} room{1}", " for {0} room{1}", ", {0} room{1}"), early[0], "s" * (early[1] > 1))
         lines = [phrase(draw, wishes, f"{where}{rooms}")]
         offer = ("{0} is a {1} star hotel.", "I found a {1} star hotel called {0}.", "How about {0}? It is a {1} star hotel.",
                  "There are {2} hotels you might like. One of them is {0}, which has {1} stars.", "What about the hotel named {0} with {1} stars?")
-        if draw.random() < 0.4:
-            lines += [phrase(draw, offer, other, draw.randint(1, 5), draw.randint(2, 10)), draw.choice(("Is there another?", "What else is there?"))]
+        lines += self.turned_down(draw, lambda: phrase(draw, offer, self.name(draw), draw.randint(1, 5), draw.randint(2, 10)))
         lines.append(phrase(draw, offer, hotel, stars, draw.randint(2, 10)))
         asked, address = self.aside(draw)
         return lines + asked + self.stay(draw, hotel, city, rooms=early and early[1]), both(hotel, address), None
 
     def stay(self, draw, hotel, city, *, rooms=None):
         """A hotel that was spoken of is booked by days; who says nothing of rooms, here or before (rooms), gets one."""
-        (rooms_said, more), (days_said, days), (day_said, day) = self.count(draw, 4), self.count(draw, 14), self.day(draw)
-        unsaid = rooms is not None or draw.random() < 0.5
-        rooms = (rooms or 1) if unsaid else more
-        unit = draw.choice(("days", "days", "nights"))
-        facts = [(f"for {days_said} {unit if days > 1 else unit[:-1]}", f"for {days} {unit if days > 1 else unit[:-1]}", "How long will you stay?"),
-                 (f"from {day_said.removeprefix('on ')}", draw.choice((f"from {day.removeprefix('on ')}", f"starting {day}", f"checking in {day}")),
-                  "When do you check in?"),
-                 (f"{rooms_said} room{'s' * (rooms > 1)}", f"{rooms} room{'s' * (rooms > 1)}", "How many rooms do you need?")]
+        unit, unsaid = draw.choice(("days", "days", "nights")), rooms is not None or draw.random() < 0.5
+        length, start = self.length(draw, unit), self.start(draw)
+        wanted = self.rooms(draw, number=rooms or 1) if unsaid else self.rooms(draw)
+        facts = [(*length, "How long will you stay?"), (*start, "When do you check in?"), (*wanted, "How many rooms do you need?")]
         asked = ("Book me a room there", "I'd like to book it", "That works, please reserve it", "Great, make a reservation")
         lines = self.told(draw, draw.choice(asked), facts[:2] if unsaid else facts)
         fixed = [f"{draw.choice(('at ', 'at ', 'at the ', 'in hotel '))}{hotel}", f"in {city}"]
-        change = (facts[0][1], f"for {draw.randint(2, 9)} {unit}")
-        return self.confirmed(draw, lines, facts[2][1], [*fixed, facts[0][1], facts[1][1]], change=change)
+        changes = [(length[1], *self.length(draw, unit)), (start[1], *self.start(draw)), (wanted[1], *self.rooms(draw))]
+        return self.confirmed(draw, lines, wanted[1], [*fixed, length[1], start[1]], changes=changes)
 
     def by_days(self, messages, draw):
         """A recorded booking of a hotel -> the same up to where the user begins to book, who then says for how many days; None: it is no such one.
 
-        Most recorded ones of the training part name the day of leaving."""
+        Most recorded ones of the training part name the day of leaving, and few say early how many rooms: some do here."""
         found = next((found for message in messages if message["role"] == "assistant" and (found := STAY.search(message["content"]))), None)
         named = next((i for i, message in enumerate(messages) if found and found[1] in message["content"]), len(messages))
         cut = next((i for i in range(named, len(messages)) if messages[i]["role"] == "user" and BOOKS.search(messages[i]["content"])), None)
-        return None if cut is None else [*messages[:cut], *turns(self.stay(draw, *found.groups()))]
+        if cut is None:
+            return None
+        messages = list(messages[:cut])
+        asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        said = [found[1].lower() for i in asked for found in ROOMS.finditer(messages[i]["content"])]
+        rooms = (int(said[-1]) if said[-1].isdigit() else 1 + COUNTS.index(said[-1])) if said else None
+        if rooms is not None and not 1 <= rooms <= len(COUNTS):
+            return None                                                                 # a year, or a number of another kind in its place
+        if asked and not said and draw.random() < 0.4:
+            words, rooms = self.count(draw, 4)
+            place, more = draw.choice(asked), phrase(draw, ("I need {0}.", "For {0}.", "There should be {0}.", "We need {0}."),
+                                                     f"{words} room{'s' * (rooms > 1)}")
+            messages[place] = {**messages[place], "content": f"{messages[place]['content']} {more}"}
+        return [*messages, *turns(self.stay(draw, *found.groups(), rooms=rooms))]
 
     def by_ride(self, messages, draw):
         """A recorded talk of a place by its name and address -> the same up to its farewell, and a ride there; None: it is no such one.
@@ -172,12 +212,13 @@ class Bookings:
 
     def table(self, draw, city, where):
         place, address = self.name(draw), None
-        lines = [phrase(draw, ("I want to eat out {0}.", "Find me a restaurant {0}.", "I'd like a table somewhere {0}."), where)]
-        (people_said, people), (time_said, time), (day_said, day) = self.count(draw, 8), self.time(draw), self.day(draw)
-        unsaid = draw.random() < 0.25
-        people = 2 if unsaid else people
-        facts = [(f"at {time_said}", f"at {time}", "At what time?"), (day_said, day, "On what day?"),
-                 (f"for {people_said}", f"for {people}{draw.choice(('', ' people' if people > 1 else ' person'))}", "For how many people?")]
+        early = self.count(draw, 8) if draw.random() < 0.25 else None
+        lines = [phrase(draw, ("I want to eat out {0}.", "Find me a restaurant {0}.", "I'd like a table somewhere {0}."),
+                        where + (f" for {early[0]}" if early else ""))]
+        unsaid = early is not None or draw.random() < 0.25
+        people = early[1] if early else 2 if unsaid else draw.randint(1, 8)
+        party = self.party(draw, number=people)
+        facts = [(*self.at(draw), "At what time?"), (*self.day(draw), "On what day?"), (*party, "For how many people?")]
         told = facts[:2] if unsaid else facts
         if draw.random() < 0.4:
             lines += ["Do you have a restaurant in mind?", phrase(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
@@ -185,23 +226,25 @@ class Bookings:
         else:
             offer = ("{0} is a nice restaurant in {1}.", "I found {0} in {1}.", "There are {2} restaurants. How about {0}?")
             asked, address = self.aside(draw)
+            lines += self.turned_down(draw, lambda: phrase(draw, offer, self.name(draw), city, draw.randint(2, 10)))
             lines += [phrase(draw, offer, place, city, draw.randint(2, 10)), *asked]
             lines += self.told(draw, draw.choice(("Good, I'd like a table there", "That sounds nice, book it")), told)
-        change, clauses = (facts[0][1], f"at {self.time(draw)[1]}"), [f"at {place}", f"in {city}", *(fact[1] for fact in facts)]
-        return self.confirmed(draw, lines, draw.choice(("a table", "a reservation")), clauses, change=change), both(place, address), people
+        changes = [(facts[0][1], *self.at(draw)), (facts[1][1], *self.day(draw)), (party[1], *self.party(draw))]
+        clauses = [f"at {place}", f"in {city}", *(fact[1] for fact in facts)]
+        return self.confirmed(draw, lines, draw.choice(("a table", "a reservation")), clauses, changes=changes), both(place, address), people
 
     def house(self, draw, city, where):
-        address = self.address(draw)
-        (people_said, people), (first_said, first), (last_said, last) = self.count(draw, 5), self.day(draw), self.date(draw)
+        address, people = self.address(draw), draw.randint(1, 5)
+        (first_said, first), (last_said, last), party = self.day(draw), self.date(draw), self.party(draw, number=people)
         lines = [phrase(draw, ("I need a house {0}.", "Search for a house to stay in {0}."), where),
                  phrase(draw, ("There is a nice house at {0} in {1}.", "How about the house located at {0}?"), address, city)]
         facts = [(f"checking in {first_said}", f"checking in {first}", "When will you check in?"),
-                 (f"leaving on {last_said}", f"checking out on {last}", "When will you check out?"),
-                 (f"for {people_said}", f"for {people} {'people' if people > 1 else 'person'}", "How many people are you?")]
+                 (f"leaving on {last_said}", f"checking out on {last}", "When will you check out?"), (*party, "How many people are you?")]
         lines += self.told(draw, draw.choice(("Book it", "I'd like to reserve that one")), facts)
-        change = (facts[1][1], f"checking out on {self.date(draw)[1]}")
+        said, last = self.date(draw)
+        changes = [(facts[1][1], f"until {said}", f"checking out on {last}"), (party[1], *self.party(draw, 5))]
         clauses = [f"in {city}", *(fact[1] for fact in facts)]
-        return self.confirmed(draw, lines, draw.choice(("a house", "the house")), clauses, change=change), address, people
+        return self.confirmed(draw, lines, draw.choice(("a house", "the house")), clauses, changes=changes), address, people
 
     def event(self, draw, city, where):
         """Something to see, perhaps with tickets: a ride is for as many, to the venue, whose address may have been asked for."""
@@ -231,22 +274,37 @@ class Bookings:
         answers = ("You could visit {0}.", "{0} is a popular place.", "I found {1} attractions, such as {0}.")
         return [f"What is there to see {where}?", phrase(draw, answers, name, draw.randint(2, 10))], name, None
 
+    def visit(self, draw, city, where):
+        """Somebody whom one goes to see by appointment, at an address that may have been asked for."""
+        name, address, kind = self.name(draw, 1, 4), self.address(draw), draw.choice(("dentist", "doctor", "stylist", "therapist"))
+        time, day = self.at(draw), self.day(draw)
+        lines = [f"Find me a {kind} {where}.", phrase(draw, ("How about {0}?", "I found {1}. One of them is {0}."), name, draw.randint(2, 10))]
+        lines += [f"Good, I want to see them {day[0]} {time[0]}.", f"Please confirm: an appointment with {name} {time[1]} {day[1]}."]
+        lines += [draw.choice(YES), draw.choice(DONE)]
+        asked = draw.random() < 0.7
+        lines += ["What's their address?", phrase(draw, ("They are located at {0}.", "It's at {0}."), address)] if asked else []
+        return lines, both(name, address if asked else None), None
+
     def ride(self, draw, place, people):
         """A ride to the place that was spoken of, or to an address that the user gives; for as many as were spoken of, if the user says no more."""
         there = "there"
         if draw.random() < 0.2:
             place = self.address(draw)
             there = f"to {place}"
-        (seats_said, seats), kind = self.count(draw, 4), draw.choice(("Regular", "Luxury", "Pool", "shared"))
+        kinds = {"Regular": "regular", "Luxury": "luxury", "Pool": "shared", "shared": "shared"}
+        kind, other = draw.sample(list(kinds), 2)
         known = people is not None and draw.random() < 0.7
-        seats = people if known else seats
-        loose = {"Regular": "regular", "Luxury": "luxury", "Pool": "shared", "shared": "shared"}[kind]
-        facts = [(f"a {loose} one", f"{kind} ride", "Is a shared ride okay?" if kind == "shared" else "What type of ride do you prefer?"),
-                 (f"for {seats_said}", draw.choice((f"for {seats}", f"with {seats} seat{'s' * (seats > 1)}")), "How many of you are going?")]
+        seats = people if known else draw.randint(1, 4)
+        said, told = self.party(draw, number=seats)
+        told = draw.choice((told, f"with {seats} seat{'s' * (seats > 1)}"))
+        facts = [(f"a {kinds[kind]} one", f"{kind} ride", "Is a shared ride okay?" if kind == "shared" else "What type of ride do you prefer?"),
+                 (said, told, "How many of you are going?")]
         asked = ("I need a cab {0}", "Book me a ride {0}", "Please find a taxi that takes me {0}", "Thanks, I also need a cab {0}")
         lines = self.told(draw, phrase(draw, asked, there), facts[:1] if known else facts)
-        way, change = draw.choice(("to {}", "to go to {}", "going to {}")).format(place), (facts[1][1], f"for {draw.randint(1, 4)}")
-        return self.confirmed(draw, lines, f"a {kind} {draw.choice(('ride', 'cab'))}", [way, facts[1][1]], change=change)
+        ride = f"a {kind} {draw.choice(('ride', 'cab'))}"
+        changes = [(told, *self.party(draw, 4)), (told, *self.party(draw, 4)), (ride, f"a {kinds[other]} one", f"a {other} ride")]
+        way = draw.choice(("to {}", "to go to {}", "going to {}")).format(place)
+        return self.confirmed(draw, lines, ride, [way, told], changes=changes)
 
     # ---- how it is said ----
 
@@ -261,6 +319,11 @@ class Bookings:
                             (["How much is it per night?", f"It is ${draw.randint(40, 400)}."], None),
                             (["What is the address?", f"It is at {address}."], address)))
 
+    def turned_down(self, draw, offer):
+        """None, one or two that are offered and not taken -> lines."""
+        no = ("Is there another?", "What else is there?", "Something else, please.", "No, find me another one.")
+        return [line for _ in range(draw.choice((0, 0, 0, 1, 1, 2))) for line in (offer(), draw.choice(no))]
+
     def told(self, draw, asked, facts):
         """The user asks (asked, with some of the facts; None: has asked already), and answers questions until every fact is told."""
         facts = draw.sample(facts, len(facts))
@@ -270,23 +333,48 @@ class Bookings:
             lines += [question, f"{said[0].upper()}{said[1:]}."]
         return lines
 
-    def confirmed(self, draw, lines, what, clauses, *, change):
-        """The assistant asks to confirm what was told; the user may think better of one thing, before or after, or it is taken; it is booked."""
-        before, after = change
-        changed = [after if part == before else part for part in clauses]
+    def confirmed(self, draw, lines, what, clauses, *, changes):
+        """The assistant asks to confirm what was told; the user may think better of one thing, before or after, or it is taken; it is booked.
 
-        def ask(parts):
+        changes: [(a part, as the user says another, as the assistant does)]."""
+        before, said, after = draw.choice(changes)
+        parts = (what, *clauses)
+        changed = tuple(after if part == before else part for part in parts)
+
+        def ask(what, *clauses):
             opening = draw.choice(OPENINGS)
-            first = what[0].upper() + what[1:] if opening[-1] in "?:" and draw.random() < 0.7 else what
-            return f"{opening} {first} {' '.join(draw.sample(parts, len(parts)))}."
+            first = capital(what) if opening[-1] in "?:" and draw.random() < 0.7 else what
+            return f"{opening} {first} {' '.join(draw.sample(clauses, len(clauses)))}."
 
         if draw.random() < 0.15:
-            lines, clauses = [*lines[:-1], f"{lines[-1]} {phrase(draw, ('Or rather {0}.', 'Sorry, I mean {0}.', 'No, {0}.'), after)}"], changed
-        lines = [*lines, ask(clauses)]
-        if clauses is not changed and draw.random() < 0.3:
-            lines += draw.choice(([phrase(draw, AGAIN, after)], [draw.choice(YES), draw.choice(TAKEN), f"Could you try it {after}?"]))
-            lines.append(ask(changed))
+            lines, parts = [*lines[:-1], f"{lines[-1]} {phrase(draw, ('Or rather {0}.', 'Sorry, I mean {0}.', 'No, {0}.'), said)}"], changed
+        lines = [*lines, ask(*parts)]
+        if parts is not changed and draw.random() < 0.4:
+            lines += draw.choice(([capital(phrase(draw, AGAIN, said))], [draw.choice(YES), draw.choice(TAKEN), f"Could you try it {said}?"]))
+            lines.append(ask(*changed))
         return [*lines, draw.choice(YES), draw.choice(DONE)]
+
+
+def made_talks(recorded, swapped, draw):
+    """Recorded conversations, told with other values (Swaps) -> made ones for ever.
+
+    A third begin as recorded talks of hotels, to be booked by days, a third as recorded talks of places, to which a ride is booked, a third are
+    made up whole."""
+    made = Bookings(swapped.words)
+    going_on = [(how, [messages for messages in recorded if how(messages, draw)]) for how in (made.by_days, made.by_ride)]
+    while True:
+        how, talks = draw.choice([*going_on, (None, None)])
+        talk = how(swapped(draw.choice(talks), draw), draw) if talks else None
+        yield talk or made(draw)
+
+
+def in_small_letters(messages):
+    """As some people write."""
+    return [{**message, "content": message["content"].lower()} for message in messages]
+
+
+def capital(text):
+    return text[0].upper() + text[1:]
 
 
 def both(name, address):

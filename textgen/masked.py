@@ -151,9 +151,9 @@ class TextClassifier(nn.Module):
         return self.head(F.dropout(first, self.cfg.dropout, self.training))
 
     def loss(self, ids, labels, keep=None):
-        """ids (B,T), labels (B,) -> (summed cross-entropy, B)."""
+        """ids (B,T), labels (B,), -100 where none is known -> (summed cross-entropy, number of known ones)."""
         check_targets(labels, len(self.cfg.labels))
-        return F.cross_entropy(self(ids, keep).float(), labels, reduction="sum"), len(labels)
+        return F.cross_entropy(self(ids, keep).float(), labels, reduction="sum"), (labels != IGNORED).sum()
 
     @torch.no_grad()
     def classify(self, texts):
@@ -195,10 +195,10 @@ def mask_tokens(ids, tokenizer, generator, *, share=0.15):
     """ids (B,T) -> (ids with masks, targets with -100 elsewhere). Of a `share` of the tokens 80 % are hidden, 10 % replaced, 10 % left."""
     if tokenizer.mask_id is None:
         raise DataError("this tokenizer has no mask token: use train_masked_tokenizer, or a folder whose tokenizer_config.json names mask_token")
-    special = torch.tensor(tokenizer.special_ids)
-    chosen = (torch.rand(ids.shape, generator=generator) < share) & ~torch.isin(ids, special)
-    fate = torch.rand(ids.shape, generator=generator)
-    other = torch.randint(0, len(tokenizer), ids.shape, generator=generator)
+    special = torch.tensor(tokenizer.special_ids, device=ids.device)
+    fate, drawn = (torch.rand(ids.shape, generator=generator).to(ids.device) for _ in range(2))                # on the CPU, as the generator is
+    chosen = (drawn < share) & ~torch.isin(ids, special)
+    other = torch.randint(0, len(tokenizer), ids.shape, generator=generator).to(ids.device)
     hidden = torch.where(chosen & (fate < 0.8), tokenizer.mask_id, ids)
     return torch.where(chosen & (fate >= 0.9), other, hidden), torch.where(chosen, ids, IGNORED)
 

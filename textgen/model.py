@@ -1,4 +1,5 @@
 """CausalLM: token embedding, gencore.Transformer, head (Radford et al. 2019; Touvron et al. 2023)."""
+import warnings
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -262,7 +263,7 @@ def read_folder(folder):
         said = read_json(generation)
         with naming(generation):
             check_values(said, BY_NAME)
-            cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids(said)["eos"]))))
+            cfg = replace(cfg, eos=tuple(dict.fromkeys((*cfg.eos, *special_ids({**said, "vocab_size": cfg.vocab})["eos"]))))
     shapes = tensor_shapes(folder)
     both = replace(cfg, tied=False) if "lm_head.weight" in shapes else cfg       # a head in the file may say otherwise than the configuration
     state = read_state(folder, layout, both, CausalLM, tied=tied_names(both))
@@ -292,10 +293,21 @@ def usual(cfg):
 
 
 def special_ids(config):
-    """bos_token_id, eos_token_id (one or a list), pad_token_id -> our fields."""
-    eos = config.get("eos_token_id")
-    return {"bos": config.get("bos_token_id"), "pad": config.get("pad_token_id"),
-            "eos": tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)}
+    """bos_token_id, eos_token_id (one or a list), pad_token_id -> our fields.
+
+    An id that no token has is none, with a warning: a GPT-2 of few tokens keeps 50256, which transformers never meets either."""
+    vocab = config.get("vocab_size")
+
+    def here(name):
+        given = config.get(name)
+        ids = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        known = [i for i in ids if not (isinstance(i, int) and isinstance(vocab, int)) or 0 <= i < vocab]
+        if known != ids:
+            warnings.warn(f"{name} {given} is no id of the {vocab} tokens: read as none", stacklevel=2)
+        return tuple(known)
+
+    bos, eos, pad = map(here, ("bos_token_id", "eos_token_id", "pad_token_id"))
+    return {"bos": bos[0] if bos else None, "pad": pad[0] if pad else None, "eos": eos}
 
 
 def special_fields(cfg):

@@ -24,7 +24,7 @@ from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat
 from textgen.confirmations import bookings, confirm, confirmations, holds, times
 from textgen.conversations import read_conversations
-from textgen.made_bookings import Bookings
+from textgen.made_bookings import in_small_letters, made_talks
 from textgen.preference import Preferences, preference_loss
 from textgen.slots import Swaps, slots
 from textgen.train_chat import QUESTIONS, TASKS
@@ -39,8 +39,8 @@ class Plan:
     ways: Count = 6                 # how often each
     temperature: Positive = 0.8
     swaps: Share = 0.7              # share of the conversations that are told with other values
-    made: Share = 0.5               # share of the turns that are of made bookings: a third begin as recorded talks of hotels, to be booked by days,
-                                    # a third as recorded talks of places, to which a ride is booked, a third are made up whole
+    made: Share = 0.5               # share of the turns that are of made bookings (`made_talks`)
+    small: Share = 0.1              # share of the turns that are in small letters
     beta: Positive = 0.1
     likelihood: float = 1.0         # how much the preferred answer's own likelihood counts beside the preference
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=8, lr=1e-4, decay=0.7, warmup=20, weight_decay=0.0,
@@ -54,24 +54,23 @@ def asked(rows, plan, seed):
     """Rows of conversations -> (messages before, the people's turn, its slots) for ever, in random order."""
     draw = random.Random(seed)
     heard = [row["messages"] for row in rows if row["split"] == "train" and row["source"] in (*TASKS, *QUESTIONS)]
-    learnt = [row for row in rows if row["split"] == "train" and row["source"] == "sgd"]
+    learnt = [row["messages"] for row in rows if row["split"] == "train" and row["source"] == "sgd"]
     rows = bookings(rows, "train")
     if not any(confirmations(messages, least=3) for messages in rows):
         raise DataError("no conversation of source sgd, split train, in which a booking is confirmed: nothing to learn from")
     swapped = Swaps(rows, others=heard)
-    made = Bookings(swapped.words)
-    going_on = [(how, [row["messages"] for row in learnt if how(row["messages"], draw)]) for how in (made.by_days, made.by_ride)]
+    made = made_talks(learnt, swapped, draw)
     while True:
         if draw.random() < plan.made:
-            how, talks = draw.choice([*going_on, (None, None)])
-            talk = how(swapped(draw.choice(talks), draw), draw) if talks else None
-            talk = talk or made(draw)
+            talk = next(made)
         else:
             talk = draw.choice(rows)
             talk = swapped(talk, draw) if draw.random() < plan.swaps else talk
         turns = confirmations(talk, least=3)
         if turns:
             before, theirs, wanted = draw.choice(turns)
+            if draw.random() < plan.small:
+                before, theirs = in_small_letters(before), theirs.lower()
             yield before, theirs, [slot for slot in wanted if holds(theirs, slot)]                       # not the 1 of "1st"
 
 

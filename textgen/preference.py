@@ -42,6 +42,7 @@ class Preferences:
     def __init__(self, lm, examples, *, batch=8):
         if not examples:
             raise DataError("no preferences: the list is empty")
+        lm.check_tokenizer()
         rows = [row for number, example in enumerate(examples) for row in pair(lm, example, number)]
         pad = lm.cfg.pad if lm.cfg.pad is not None else 0
         ids, _ = right_padded([inputs for inputs, _ in rows], pad)

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from gencore.attention import AttentionConfig, head_sizes
-from gencore.check import command, floating, unknown
+from gencore.check import InputError, command, floating, unknown, whole
 from gencore.layers import MLPConfig, NormConfig
 from gencore.positions import RotaryConfig
 from gencore.transformer import TransformerConfig
@@ -82,7 +82,9 @@ def needs(cfg, *, batch=1, length=None, dtype=torch.bfloat16):
     """CausalLMConfig -> Needs for `batch` texts of `length` tokens (default: the context); dtype: of weights and cache when generating.
 
     Kernels' workspace, fragmentation and torch itself come on top."""
-    length, dtype = length or cfg.context, floating(dtype)
+    length, dtype = whole("length", cfg.context if length is None else length, 1), floating(dtype)
+    if cfg.learned_positions and length > cfg.context:
+        raise InputError(f"this model has {cfg.context} learnt positions, it reads no {length:,} tokens")
     with FakeTensorMode():                               # tensors with a shape and a device, and nothing inside
         lm = CausalLM(cfg)
         parameters = sum(p.numel() for p in lm.parameters())

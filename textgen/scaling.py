@@ -10,8 +10,8 @@ from gencore.check import InputError
 
 def power_law(sizes, losses, floor):
     """Losses at sizes -> (E, A, alpha) by least squares in log L; floor=False: E = 0."""
-    if len(sizes) != len(losses) or len(sizes) < 2 or min(*sizes, *losses) <= 0:
-        raise InputError(f"a power law needs as many losses as sizes, at least two, all above 0, got {sizes} and {losses}")
+    if len(sizes) != len(losses) or len(set(sizes)) < 2 or not all(0 < value < math.inf for value in (*sizes, *losses)):
+        raise InputError(f"a power law needs as many losses as sizes, at least two different ones, all above 0, got {sizes} and {losses}")
     log_n, log_l = torch.tensor(sizes, dtype=torch.float64).log(), torch.tensor(losses, dtype=torch.float64).log()
     E = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:-1, None] * min(losses) if floor else torch.zeros(1, 1, dtype=torch.float64)
     y, x = (log_l.exp() - E).log(), log_n - log_n.mean()                                # (floors, sizes), (sizes,)

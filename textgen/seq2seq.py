@@ -90,6 +90,8 @@ class Seq2SeqLM(nn.Module):
 
     def embed(self, ids, places):
         """ids (B,T), places (T,) -> (B,T,D)."""
+        if not len(places):
+            raise InputError("no tokens: give one or more in each row")
         if int(places[-1]) >= self.cfg.context:
             raise InputError(f"{int(places[-1]) + 1} tokens are more than the {self.cfg.context} that this model reads: cut the text")
         x = rows_of(self.embedding, ids, "ids") * (self.cfg.embedding_scale or 1.0)
@@ -196,7 +198,7 @@ def shifted(target, start):
 def real_tokens(target, cfg):
     """target (B,T) -> (B,T) bool: up to and with the first end; what follows it is padding, whatever its id."""
     ends = torch.isin(target, torch.tensor(cfg.eos, device=target.device))
-    return (ends.cumsum(1) - ends.long() == 0) & (target != cfg.pad)
+    return (ends.cumsum(1) - ends.long() == 0) & ((target != cfg.pad) | ends)
 
 
 def train_pair_tokenizer(texts, vocab=8192, length=512):

@@ -56,6 +56,8 @@ class Row:
     context: list = field(default_factory=list)      # ids already said: joined pieces decode as the whole does
     said: list = field(default_factory=list)         # new ids, the end included
     pending: list = field(default_factory=list)      # ids whose text is not complete
+    shown: int = 0                                   # characters of it that are, and were given
+    waiting: int = 0                                 # ids since one of them was
     held: str = ""                                   # text that may be the beginning of a stop string
     over: bool = False
 
@@ -67,20 +69,25 @@ class Row:
         if token in self.eos:
             return self.end()
         self.pending.append(token)
-        before = self.tokenizer.decode(self.context)
-        piece = self.tokenizer.decode(self.context + self.pending)[len(before):]
-        if piece.endswith("\ufffd") and len(self.pending) < 8:       # a character of several bytes has more to come
-            return ""
-        self.context, self.pending = self.pending[-8:], []
+        text = self._undecoded()
+        piece = text.rstrip("\ufffd")[self.shown:]                   # a character of several bytes may have more to come
+        self.waiting = 0 if piece else self.waiting + 1
+        if text.endswith("\ufffd") and self.waiting < 8:
+            self.shown += len(piece)
+        else:
+            piece, self.shown, self.waiting = text[self.shown:], 0, 0
+            self.context, self.pending = (self.context + self.pending)[-8:], []
         return self._released(self.held + piece)
+
+    def _undecoded(self):
+        """Text of the pending ids, as it stands behind those before."""
+        return self.tokenizer.decode(self.context + self.pending)[len(self.tokenizer.decode(self.context)):]
 
     def end(self):
         """The rest, when the row ends."""
         if self.over:
             return ""
-        before = self.tokenizer.decode(self.context)
-        rest = self.held + self.tokenizer.decode(self.context + self.pending)[len(before):]
-        rest = self._released(rest) + self.held
+        rest = self._released(self.held + self._undecoded()[self.shown:]) + self.held
         self.held, self.over = "", True
         return rest
 

@@ -6,12 +6,14 @@
 dialogues.parquet has the columns messages, source and split. Conversations of the sources in TASKS are learnt as they are; of QUESTIONS only what
 the user asks, and the answer is one of UNKNOWN: so the model learns to say that it doesn't know, alone and in the middle of a booking. With swaps
 other times, numbers and names are put into a share of the bookings: what the user said has to be looked up, not guessed. Made bookings
-(textgen/made_bookings.py) have that as well, and hotels by nights, rides to places that came up before and changes of mind."""
+(textgen/made_bookings.py) have that as well, and hotels by nights, rides to places that came up before and changes of mind; a tenth of them are in
+small letters."""
 import argparse
 import random
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +26,7 @@ from gencore.tokenizer import train_bpe, with_chat
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat, turn_end
 from textgen.conversations import Packed, conversation_row, packed_loss, read_conversations, split_turns
-from textgen.made_bookings import Bookings
+from textgen.made_bookings import in_small_letters, made_talks
 from textgen.model import CausalLM
 from textgen.presets import llama_shape
 from textgen.slots import Swaps
@@ -67,17 +69,20 @@ def lessons(rows, split, asides, *, swaps=0.0, made=0, seed=0):
         messages = list(swapped(row["messages"], draw)) if draw.random() < swaps else list(row["messages"])
         place = 2 * draw.randrange(len(messages) // 2 + 1)
         talks.append(messages[:place] + aside() + messages[place:] if questions and draw.random() < asides else messages)
-    talks += [Bookings(swapped.words)(draw) for _ in range(made)]
+    if made:
+        recorded = made_talks([row["messages"] for row in tasks], swapped, draw)
+        talks += [in_small_letters(talk) if draw.random() < 0.1 else talk for talk in islice(recorded, made)]
     talks += [[{"role": "user", "content": question}, {"role": "assistant", "content": draw.choice(UNKNOWN)}] for question in questions]
     return talks
 
 
 def windows(tokenizer, talks, cfg):
     """Lists of messages -> Packed windows; speakers="all": every token is a target."""
-    rows = [conversation_row(tokenizer, part) for talk in talks for part in split_turns(tokenizer, talk, cfg.context)]
+    parts = [part for talk in talks for part in split_turns(tokenizer, talk, cfg.context)]
     if cfg.speakers == "all":
-        end = turn_end(tokenizer)
-        rows = [(inputs, [*inputs[1:], end]) for inputs, _ in rows]
+        rows = [(ids[:-1], ids[1:]) for ids in (tokenizer.chat_ids(part, prompt=False) for part in parts)]
+    else:
+        rows = [conversation_row(tokenizer, part) for part in parts]
     return Packed(rows, cfg.context, pad=tokenizer.pad_id)
 
 

@@ -4,14 +4,16 @@
     w2v.most_similar(positive=["king", "woman"], negative=["man"])          # [(word, cosine), ...]"""
 import itertools
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from gencore.check import CheckpointError, DataError, InputError, UnknownNameError, floating, nearest
+from gencore.check import CheckpointError, DataError, InputError, UnknownNameError, floating, nearest, whole
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
 from gencore.config import from_dict
 from gencore.kinds import expect_kind
@@ -39,7 +41,7 @@ class Word2Vec:
         """sentences: lists of words, gone through 1 + cfg.epochs times (a list, or an object that begins anew in each `for`)."""
         from tqdm import tqdm
         cfg = cfg or Word2VecConfig()
-        if iter(sentences) is sentences:
+        if not hasattr(sentences, "__iter__") or iter(sentences) is sentences:
             raise InputError("sentences are gone through several times: give a list, or an object with __iter__, not a generator")
         counts = count_words(sentences, cfg.min_count)
         index = {word: i for i, (word, _) in enumerate(counts)}
@@ -78,11 +80,13 @@ class Word2Vec:
         """Words whose vectors point where the sum of `positive` minus `negative` does -> [(word, cosine), ...], given words left out.
 
         Each is a word or a list of them. among: only the so many most frequent words."""
+        for words in (positive, negative):
+            if not isinstance(words, (str, list, tuple)):
+                raise InputError(f"most_similar takes a word or a list of them, got {words!r:.80}")
         plus, minus = ([words] if isinstance(words, str) else list(words) for words in (positive, negative))
         if not plus and not minus:
             raise InputError("most_similar needs a word: most_similar('king'), or positive=[...], negative=[...]")
-        if topn < 1:
-            raise InputError(f"topn should be at least 1, got {topn}")
+        topn, among = whole("topn", topn, 1), None if among is None else whole("among", among, 1)
         given, unit = [self.row(word) for word in plus + minus], self.unit()
         signs = torch.tensor([1.0] * len(plus) + [-1.0] * len(minus))
         scores = unit[:among] @ F.normalize(signs @ unit[given], dim=0)                  # (V,)
@@ -99,8 +103,8 @@ class Word2Vec:
     def draw(self, path, words):
         """A picture of these words in the plane of their two principal directions -> path (PNG, SVG or PDF)."""
         from matplotlib.figure import Figure
-        if len(words) < 2:
-            raise InputError(f"a picture takes two words or more, got {len(words)}")
+        if isinstance(words, str) or len(words) < 2:
+            raise InputError(f"a picture takes two words or more, in a list, got {words!r:.80}")
         points = self.unit()[[self.row(word) for word in words]]
         points = points - points.mean(0)
         plane = points @ torch.linalg.svd(points, full_matrices=False).Vh[:2].mT         # (words, 2)
@@ -136,14 +140,26 @@ class Word2Vec:
 
 
 def sentences_of(text):
-    """Text -> its sentences as lists of lower-case words, letters of any script ("l'été" is one); a sentence ends with . ! ? or its line."""
-    return [words for line in re.split(r"[.!?\n]+", text.lower()) if (words := re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", line))]
+    """Text -> its sentences as lists of lower-case words, letters of any script with their marks ("l'été", "हिन्दी" are one each); a sentence ends
+    with . ! ? or its line."""
+    text = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")
+    return [words for line in re.split(r"[.!?\n]+", text) if (words := word_pattern().findall(line))]
+
+
+@cache
+def word_pattern():
+    """Letters and the marks on them, with one apostrophe inside; for re a mark (Unicode's M*) is no part of a word."""
+    marks = "".join(mark for mark in map(chr, range(0x300, 0x1F000)) if unicodedata.category(mark)[0] == "M")
+    letters = rf"[^\W\d_]+(?:[{marks}]+[^\W\d_]*)*"
+    return re.compile(rf"{letters}(?:'{letters})?")
 
 
 def count_words(sentences, min_count):
     """Sentences -> [(word, count), ...], most frequent first, those rarer than min_count left out."""
     counter = Counter()
     for sentence in sentences:
+        if iter(sentence) is sentence:
+            raise DataError("a sentence should be a list of words that can be read several times, got an iterator: put list() around it")
         if isinstance(sentence, str):
             raise DataError(f"a sentence should be a list of words, got the text {sentence[:40]!r}: split it, for example text.lower().split()")
         counter.update(sentence)

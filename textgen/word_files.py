@@ -15,7 +15,7 @@ LONGEST = 1000                                           # bytes of a word; more
 
 def save_word2vec(w2v, path, *, binary=False):
     """Word2Vec -> a file for gensim's KeyedVectors.load_word2vec_format(path, binary=binary)."""
-    wrong = [word for word in w2v.words if not word or any(c.isspace() for c in word)]
+    wrong = [word for word in w2v.words if not word or any(c in " \t\n\r\v\f" for c in word)]
     if wrong:
         raise InputError(f"word2vec's format parts words by white space, it can't hold {wrong[0]!r}: use save_pretrained")
     rows, head = w2v.vectors.float().numpy().astype("<f4"), f"{len(w2v.words)} {w2v.vectors.shape[1]}\n".encode()

@@ -65,6 +65,7 @@ def states(lm, texts):
     hooks = [block.register_forward_hook(lambda module, given, x: kept.append(x)) for block in lm.transformer.blocks]
     ids, keep = right_padded([lm.tokenizer.encode(text) for text in texts], 0)                   # causal: what fills up changes nothing
     with resting(lm):
+        ids = ids.to(lm.embedding.weight.device)
         lm.hidden(ids)
     for hook in hooks:
         hook.remove()

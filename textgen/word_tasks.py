@@ -17,12 +17,21 @@ class PairScore:
 
 
 def pair_score(w2v, pairs):
-    """[(word, word, people's score), ...] -> PairScore; pairs with an unknown word are left out and counted."""
-    known = [(one, other, score) for one, other, score in pairs if one in w2v and other in w2v]
+    """[(word, word, people's score), ...] -> PairScore; pairs with an unknown word are left out and counted. Words are met in capitals or not."""
+    index, unit = in_any_case(w2v), w2v.unit()
+    known = [(one.lower(), other.lower(), score) for one, other, score in pairs if {one.lower(), other.lower()} <= index.keys()]
     if len(known) < 2:
         raise DataError(f"{len(known)} of {len(pairs)} pairs have two known words: nothing to compare")
-    mine = torch.tensor([w2v.similarity(one, other) for one, other, _ in known])
+    mine = torch.stack([unit[index[one]] @ unit[index[other]] for one, other, _ in known])
     return PairScore(spearman(mine, torch.tensor([float(score) for *_, score in known])), len(known), len(pairs) - len(known))
+
+
+def in_any_case(w2v):
+    """{word in small letters: its row}, of several spellings the most frequent one's, as gensim's evaluations have it."""
+    index = {}
+    for row, word in enumerate(w2v.words):
+        index.setdefault(word.lower(), row)
+    return index
 
 
 def spearman(a, b):
@@ -67,9 +76,9 @@ def read_analogies(path):
 
 def analogies(w2v, sections, *, among=30000):
     """{section: questions "a is to b as c is to d"} -> {section: (right, asked)}; asked are those whose words are among the most frequent."""
-    unit, results = w2v.unit()[:among], {}
+    unit, results, index = w2v.unit()[:among], {}, in_any_case(w2v)
     for section, questions in sections.items():
-        rows = [[w2v.index[word] for word in question] for question in questions if all(w2v.index.get(word, among) < among for word in question)]
+        rows = [[index[word] for word in question] for question in questions if all(index.get(word, among) < among for word in question)]
         right = 0
         for a, b, c, d in (torch.tensor(rows[i:i + 256]).mT for i in range(0, len(rows), 256)):
             scores = F.normalize(unit[b] - unit[a] + unit[c], dim=1) @ unit.mT           # (questions, V)

@@ -78,7 +78,7 @@ def train(plan, data, held_out, args):
         to_pil(grid(sheet.expand(-1, 3, -1, -1), len(some))[None])[0].save(folder / f"{step:06d}.png")
 
     hooks = {"sample": sample, "evaluate": lambda model: {"psnr": psnr(model.autoencoder, held_out.pixels)}, "card": words,
-             "plan": {"kind": plan.kind, "codes": plan.codes, "seen": plan.seen, "critic": plan.critic, "gamma": plan.gamma},
+             "plan": {name: getattr(plan, name) for name in ("kind", "codes", "seen", "critic", "gamma", "held_out")},
              "export": lambda model: files(plan, model.autoencoder, data)}
     cfg = replace(plan.parts, size=plan.size, picture_channels=plan.channels)
     if plan.size < 2 * cfg.shrink or plan.size % cfg.shrink:

@@ -60,7 +60,8 @@ def main():
             save_gif(gan.walk(list(names), seed=0), args.out / "walk.gif")
 
     words = {"title": args.out.name, "Data": f"{len(data)} pictures of {args.data.name if args.data else 'scikit-learn digits'}"}
-    run = Run(args.out, args.resume, extend=True, sample=sample, export=lambda model: generator_files(model.generator), card=words)
+    run = Run(args.out, args.resume, extend=True, sample=sample, export=lambda model: generator_files(model.generator), card=words,
+              plan={"gamma": plan.gamma})
     train_gan(generator, critic, LabelledBatches(data.pixels, data.labels, plan.train.batch, plan.train.seed), plan.train, run=run,
               loss=lambda model, batch, draws: relativistic_loss(model, batch, draws, gamma=plan.gamma))
     print(f'done: GAN.from_pretrained("{args.out}/model")("{names[0]}")')

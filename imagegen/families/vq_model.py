@@ -19,7 +19,8 @@ def to_ours(config):
             expect_fields({field: found}, {field: (kind,)}, "VQModel")
     expect_fields(config, {"out_channels": (config.get("in_channels", 3),)}, "VQModel")
     fields = read_fields(FIELDS, config, "VQModel")
-    return from_dict(VQAutoencoderConfig, fields | {"width": config.get("vq_embed_dim") or fields["parts"]["latent"]})
+    width = config.get("vq_embed_dim")
+    return from_dict(VQAutoencoderConfig, fields | {"width": fields["parts"]["latent"] if width is None else width})
 
 
 def to_theirs(cfg):

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from gencore.check import ConfigError, InputError
+from gencore.check import CheckpointError, ConfigError, InputError
 from imagegen.autoencoder import AutoencoderConfig
 from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
 from imagegen.families.vq_model import VQ_MODEL
@@ -93,3 +93,24 @@ def test_wrong_sizes_and_calls_are_named():
         TinyAutoencoderConfig(encoder_blocks=(1, 2))
     with pytest.raises(ConfigError, match="act_fn"):
         AUTOENCODER_TINY.to_ours(AUTOENCODER_TINY.to_theirs(TinyAutoencoderConfig()) | {"act_fn": "silu"})
+
+
+@torch.no_grad()
+def test_folders_open_by_name_in_both(tmp_path):
+    from diffusers import AutoencoderTiny, VQModel
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    theirs, ours = quantized()
+    ours.save_pretrained(tmp_path / "vq")
+    opened = VQAutoencoder.from_pretrained(tmp_path / "vq")
+    assert torch.equal(opened.encode(pictures), ours.encode(pictures)) and not opened.training
+    torch.testing.assert_close(VQModel.from_pretrained(tmp_path / "vq")(pictures).sample, opened(pictures)[0], rtol=1e-4, atol=1e-5)
+    theirs, ours = tiny()
+    ours.save_pretrained(tmp_path / "tiny", dtype=torch.bfloat16)
+    opened, again = TinyAutoencoder.from_pretrained(tmp_path / "tiny"), AutoencoderTiny.from_pretrained(tmp_path / "tiny")
+    torch.testing.assert_close(again.decode(opened.encode(pictures)).sample, opened.decode(opened.encode(pictures)), rtol=1e-5, atol=1e-5)
+    with pytest.raises(CheckpointError, match="holds a tiny autoencoder of pictures: open it with imagegen.TinyAutoencoder.from_pretrained"):
+        VQAutoencoder.from_pretrained(tmp_path / "tiny")
+    (tmp_path / "vq" / "diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "vq" / "digests.json").unlink()
+    with pytest.raises(CheckpointError, match="should hold one .safetensors file, found 0"):
+        VQAutoencoder.from_pretrained(tmp_path / "vq")
