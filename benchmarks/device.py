@@ -56,7 +56,7 @@ def main():
                   f"{rates[dtype] / 1e9:,.0f} GFLOP/s", flush=True)
     said = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    kept[device.type] = {"rows": rows, "device": said, "threads": args.threads, "versions": versions()}
+    kept[device.type] = {"rows": rows, "device": said, "of": Path(args.painter).name, "threads": args.threads, "versions": versions()}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
 
 
@@ -82,9 +82,12 @@ def training(painter, count, dtype):
 
 
 def measured(work, device, rounds):
-    """-> (median seconds, floating point operations) of a piece of work, after one round that warms up and is counted."""
+    """-> (median seconds, floating point operations) of a piece of work, after a round that warms up and one that is counted."""
     linear = lambda x, weight, *others, **more: 2 * math.prod(x) * weight[0]                # gencore.fused's products, by shapes
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear})
+    attention = lambda query, key, value, *others, **more: 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear, on_cpu: attention})
+    work()
     with counter:
         work()
     seconds = []

@@ -12,7 +12,7 @@ PIPELINES = {"PixArtAlphaPipeline": ("a painter", "imagegen.TextToImage")} | {  
     name: ("a diffusion model of pictures", "imagegen.Diffusion") for name in ("DiTPipeline", "DDPMPipeline", "DDIMPipeline", "LDMPipeline")}
 BY_FIELDS = (                                                               # our own configurations: at least two of the fields
     (("picture_channels", "latent", "blocks"), "a GAN", "imagegen.GAN"),
-    (("encoder_block_out_channels", "decoder_block_out_channels"), "a tiny autoencoder of pictures", "imagegen.TinyAutoencoder"),    # diffusers'
+    (("num_encoder_blocks", "num_decoder_blocks"), "a tiny autoencoder of pictures", "imagegen.TinyAutoencoder"),    # diffusers'
     (("num_vq_embeddings", "vq_embed_dim"), "a vector-quantized autoencoder of pictures", "imagegen.VQAutoencoder"),
     (("block_out_channels", "latent_channels"), "an autoencoder of pictures", "imagegen.Autoencoder"),
     (("copied", "stem"), "a painter led by lines", "imagegen.ControlledTextToImage"),

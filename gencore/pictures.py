@@ -90,14 +90,16 @@ def prepare(picture, size):
 def white_marks(source):
     """A picture, as open_picture takes it, of what is marked in white on black or on nothing (a mask, lines) -> PIL "L"; what can't be seen is black.
 
-    Besides: bool arrays and tensors, True is white; tensors (1,H,W) or (H,W) in 0..1, as diffusers has masks: those without a value below 0."""
+    Besides: bool arrays and tensors, True is white; tensors (1,1,H,W), (1,H,W) or (H,W) in 0..1, as diffusers has masks: those not below 0."""
     from PIL import Image
     if isinstance(source, np.ndarray) and source.dtype == bool:
         source = source.astype(np.uint8) * 255
     if torch.is_tensor(source):
-        source = source[None] if source.dim() == 2 else source
-        source = source.float() if source.dtype == torch.bool else source
-        source = source * 2 - 1 if source.is_floating_point() and (source >= 0).all() else source
+        marks = source.reshape(source.shape[-3:]) if source.dim() == 4 and len(source) == 1 else source[None] if source.dim() == 2 else source
+        if marks.dim() == 3 and len(marks) == 1 and (marks.dtype == torch.bool or marks.is_floating_point() and (marks >= 0).all()):
+            source = marks.float() * 2 - 1
+        elif not marks.is_floating_point():
+            raise InputError(f"marks as a tensor should be bool or in 0..1, (1, height, width), got {source.dtype} {tuple(source.shape)}")
     picture = open_picture(source)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)

@@ -285,7 +285,7 @@ def start(model, loss, config, *, run, optimizer):
         step, _ = checkpoints(run)[-1]
         raise ConfigError(f"{run.folder} already holds a run at step {step}: resume it (resume=True, --resume) or choose another folder")
     if state:
-        check_same_config(state["config"] | state.get("plan", run.plan), to_dict(config) | run.plan, run)
+        check_same_config(run.plan | state["config"] | state.get("plan", {}), to_dict(config) | run.plan, run)
         if state["step"] > config.steps:
             raise ConfigError(f"{run.folder} is at step {state['step']:,} already: give as many steps or more, got {config.steps:,}")
         load_weights(model, state["model"], run)

@@ -22,3 +22,8 @@ def read_autoencoder(folder):
 def layout_of(autoencoder):
     """Autoencoder or TinyAutoencoder -> its Family."""
     return next(family for family, Part in LAYOUTS if isinstance(autoencoder, Part))
+
+
+def first_of(encoded):
+    """What the `encode` of any autoencoder gives -> what its `decode` takes: the mean of (mean, log-variance), latents, or codes."""
+    return encoded[0] if isinstance(encoded, tuple) else encoded

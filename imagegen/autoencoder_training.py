@@ -14,9 +14,9 @@ from imagegen.adversarial import relativistic
 from imagegen.alignment import SIDE, PictureTower
 from imagegen.autoencoder import Autoencoder, picture_loss
 from imagegen.autoencoder import rebuilt as rebuilt_by_kl
+from imagegen.autoencoder_files import first_of
 from imagegen.data import to_unit
 from imagegen.labelled import LabelledBatches
-from imagegen.training import first_of
 from imagegen.vq_autoencoder import rebuilt as rebuilt_by_codes
 
 # ---- what a network sees ----

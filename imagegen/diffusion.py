@@ -58,6 +58,7 @@ class Diffusion:
         guidance_interval: of the steps in training, from 1 (noise) down to 0, those that are guided.
         sampler: one of schedule.SAMPLERS, or a scheduler of diffusers, or its class. size: side, or (height, width). Picture i is drawn from the
         noise of seed + i, alone and in a list (up to rounding). seed None: a new one; it is in the picture's .info["recipe"]."""
+        unambiguous(labels, self.labels)
         numbers = class_numbers(labels, self.labels, self.denoiser.cfg.classes)
         plan = self._plan(steps, (guidance, guidance_interval), sampler, size)
         seeds = seeds_of(seed, len(numbers))
@@ -229,6 +230,13 @@ def none_of(denoiser, labels):
     return len(labels) if labels and denoiser.cfg.classes == len(labels) + 1 else None
 
 
+def unambiguous(labels, names):
+    """InputError for a number that is the name of another class: in a folder of classes "1" to "3", 1 might be either."""
+    for label in labels if isinstance(labels, (list, tuple)) else [labels]:
+        if isinstance(label, Integral) and str(label) in names and names.index(str(label)) != label:
+            raise InputError(f'label {label} is a name here, of class {names.index(str(label))}: give names, such as "{label}"')
+
+
 def class_numbers(labels, names, classes):
     """What was asked for -> the number of each picture's class, 0 where there are none."""
     if not classes:
@@ -241,8 +249,6 @@ def class_numbers(labels, names, classes):
     numbers = []
     for label in given:
         number = known.get(label) if isinstance(label, str) else label
-        if number is label and known.get(str(label), label) != label:
-            raise InputError(f'label {label!r:.80} is a name here, of class {known[str(label)]}: give the name "{label}", or that number')
         if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < (len(names) or classes):
             listed = f"one of {', '.join(names):.200}, or " if names else ""
             raise InputError(f"label should be {listed}a number below {len(names) or classes}, got {label!r:.80}"
@@ -271,7 +277,10 @@ def check_fit(denoiser, autoencoder, labels, schedule):
 def remake(recipe):
     """Recipe -> PIL image: what `gencore.replay` calls."""
     settings = {name: recipe.settings[name] for name in ("steps", "guidance", "guidance_interval", "sampler", "size")}
-    pictures = Diffusion.from_pretrained(recipe.model)(recipe.inputs["classes"], seed=recipe.seed, progress=False, **settings)
+    model, classes = Diffusion.from_pretrained(recipe.model), recipe.inputs["classes"]
+    if isinstance(classes, list) and model.labels:                                          # names, which mean one class each
+        classes = [model.labels[number] if isinstance(number, int) and 0 <= number < len(model.labels) else number for number in classes]
+    pictures = model(classes, seed=recipe.seed, progress=False, **settings)
     return picked(pictures, recipe.inputs["place"])
 
 

@@ -24,7 +24,6 @@ from gencore.recipe import Recipe, register
 from gencore.samplers import keeping
 from gencore.transformer import Memory
 from imagegen.text_to_image import DrawSettings, TextToImage, check_prompts, draw_settings, finished, progress_bar
-from imagegen.training import first_of
 from imagegen.walk import along_sphere
 
 
@@ -37,10 +36,14 @@ class Start:
 
     def prepared(self, denoise, noise, levels):
         """-> the denoiser, x and levels of the sampling."""
-        steps = len(levels) - 1
-        gone = steps - round(self.strength * steps) or int(self.strength < 1)                   # below 1 something of the picture is there
+        gone = len(levels) - 1 - left_of(len(levels) - 1, self.strength)
         x = noise if gone == 0 else FLOW.mix(self.known, noise, levels[gone])
         return denoise if self.redrawn is None else keeping(denoise, self.known, self.redrawn), x, levels[gone:]
+
+
+def left_of(steps, strength):
+    """How many of the steps are gone; below strength 1 not all of them: something of the picture is there."""
+    return min(round(strength * steps), steps if strength == 1 else steps - 1)
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,10 @@ class Editor:
         settings = DrawSettings(steps, guidance, negative_prompt, guidance_interval)
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
         strength = in_range("strength", strength, 0, 1)
-        if strength < 1 and settings.steps == 1:
+        if 0 < strength < 1 and settings.steps == 1:
             raise InputError("strength below 1 takes 2 steps or more: with 1 the picture would be drawn from noise alone")
-        if strength and not round(strength * settings.steps):
-            raise InputError(f"strength {strength:g} of {settings.steps} steps is less than half a step: give {math.ceil(0.51 / strength)} or more")
+        if strength and not left_of(settings.steps, strength):
+            raise InputError(f"strength {strength:g} of {settings.steps} steps rounds to none: give {math.ceil(0.51 / strength)} steps or more")
         seed, size = seeds_of(seed, 1)[0], self.side
         self.painter.tell_cut([prompt, negative_prompt])
         opened = open_picture(picture)
@@ -99,7 +102,7 @@ class Editor:
         if redrawn is not None and not redrawn.any():
             raise InputError(f"nothing of the mask's white is left at {size} x {size} pixels, the painter's size: make it wider")
         edit = Edit(before, redrawn, prompt, strength, seed, settings)
-        with progress_bar(settings.steps, progress) as bar:
+        with progress_bar(left_of(settings.steps, strength), progress) as bar:
             drawn = self._drawn(edit, bar.update)
         return finished(drawn, [self._recipe(edit)], "pil")[0]
 
@@ -135,7 +138,7 @@ class Editor:
     def _drawn(self, edit, tick):
         vae = self.painter.painter.autoencoder
         device = next(vae.parameters()).device
-        known = first_of(vae.encode(edit.before.to(device))) * vae.cfg.scaling
+        known = self.painter.encode(edit.before.to(device))
         coarse = None if edit.redrawn is None else F.max_pool2d(edit.redrawn.to(device).float(), vae.cfg.shrink) > 0
         start = Start(known, edit.strength, coarse)
         latents = self.painter.sample(self.painter.noise([edit.seed]), self.painter.read([edit.prompt]), edit.settings, start=start, tick=tick)

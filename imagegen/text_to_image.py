@@ -21,7 +21,7 @@ from gencore.samplers import dpm_solver
 from gencore.text_encoder import TextEncoder, encode_prompts
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Memory
-from imagegen.autoencoder_files import layout_of, read_autoencoder
+from imagegen.autoencoder_files import first_of, layout_of, read_autoencoder
 from imagegen.data import to_bytes
 from imagegen.dit import DiT, PromptCache
 from imagegen.families.pixart import PIXART
@@ -136,6 +136,11 @@ class TextToImage:
             tick()
         return x
 
+    def encode(self, pictures):
+        """pictures (B,3,H,W) in [-1,1] -> latents (B,C,h,w), as `sample` gives them."""
+        autoencoder = self.painter.autoencoder
+        return first_of(autoencoder.encode(pictures)) * autoencoder.cfg.scaling
+
     def decode(self, latents):
         """latents (B,C,h,w) -> pictures (B,3,H,W) in [-1,1]."""
         autoencoder = self.painter.autoencoder
@@ -170,6 +175,13 @@ class TextToImage:
         """Moves the networks, which compute in float32, and returns self; noise is still drawn on the CPU."""
         self.painter.to(only_device(device))
         return self
+
+    def with_autoencoder(self, autoencoder):
+        """Another for the same latents, such as a TinyAutoencoder -> a TextToImage that draws with it, without recipes until it is saved."""
+        if autoencoder.cfg.latent != self.painter.transformer.cfg.channels:
+            raise InputError(f"this painter draws latents of {self.painter.transformer.cfg.channels} channels, the autoencoder takes "
+                             f"{autoencoder.cfg.latent}")
+        return TextToImage(Painter(self.painter.transformer, self.painter.text_encoder, autoencoder), self.tokenizer, shift=self.shift)
 
     @classmethod
     def from_pretrained(cls, name):

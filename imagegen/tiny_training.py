@@ -22,15 +22,15 @@ def pupil_of(teacher, width, blocks):
 
 @torch.no_grad()
 def lesson(teacher, pictures):
-    """pictures (B,C,H,W) -> (the teacher's latents as a denoiser sees them, the pictures that it makes of them)."""
-    latents = teacher.encode(pictures)[0]
+    """pictures (B,C,H,W) -> (the teacher's latents as a denoiser sees them, the pictures that it makes of them); it goes where the pictures are."""
+    latents = teacher.to(pictures.device).encode(pictures)[0]
     return (latents - teacher.cfg.shift) * teacher.cfg.scaling, teacher.decode(latents)
 
 
 def pupil_loss(model, batch, generator, *, teacher):
     """batch: pixels (B,C,H,W) -> (sum over pictures, pictures): the teacher's pictures from its latents, and its latents of the pictures."""
     pictures = to_unit(batch["pixels"])
-    latents, wanted = lesson(teacher.to(pictures.device), pictures)
+    latents, wanted = lesson(teacher, pictures)
     loss = picture_loss(model.decode(latents), wanted) + F.mse_loss(model.encode(pictures), latents)
     return loss * len(pictures), len(pictures)
 

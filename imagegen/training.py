@@ -19,6 +19,7 @@ from gencore.train import fit
 from gencore.transformer import Memory
 from imagegen.alignment import alignment_loss
 from imagegen.autoencoder import autoencoder_loss, picture_loss
+from imagegen.autoencoder_files import first_of
 from imagegen.captioned import CaptionedBatches
 from imagegen.data import to_unit
 from imagegen.reading import Reader, meanings_of, values_of
@@ -177,11 +178,6 @@ def details_of(latents, variants):
     sums = lambda values: torch.zeros(len(counts), *latents.shape[1:]).index_add_(0, groups, values) / counts
     spread = (sums(latents ** 2) - sums(latents) ** 2).clamp(min=0).mean(1, keepdim=True)                   # (groups, 1, h, w)
     return (spread / spread.amax((2, 3), keepdim=True).clamp(min=0.02))[groups]
-
-
-def first_of(encoded):
-    """What the `encode` of any autoencoder gives -> what its `decode` takes: the mean of (mean, log-variance), latents, or codes."""
-    return encoded[0] if isinstance(encoded, tuple) else encoded
 
 
 @torch.no_grad()

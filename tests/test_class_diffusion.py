@@ -308,10 +308,17 @@ def test_parts_in_each_others_places_are_named(saved, tmp_path):
         Diffusion.from_pretrained(tmp_path / "m")
 
 
-def test_a_number_that_is_another_classs_name_is_refused():
-    network = tiny_dit()
-    drawn = Diffusion(network, coder(), labels=("1", "2", "3", "4"))
-    with pytest.raises(InputError, match='label 1 is a name here, of class 0: give the name "1", or that number'):
-        drawn([1], steps=1, seed=0)
-    assert drawn(["2"], steps=1, seed=0)[0].tobytes() != drawn(["1"], steps=1, seed=0)[0].tobytes()
-    assert Diffusion(network, coder(), labels=("0", "1", "2", "3"))([1], steps=1, seed=0)[0].tobytes() == drawn(["2"], steps=1, seed=0)[0].tobytes()
+def test_a_number_that_is_another_classs_name_is_refused_and_its_pictures_replay(tmp_path):
+    Diffusion(tiny_dit(), coder(), labels=("1", "2", "3", "4")).save_pretrained(tmp_path / "m")
+    drawn = Diffusion.from_pretrained(tmp_path / "m")
+    for label in (1, [2, 3]):
+        with pytest.raises(InputError, match='label [12] is a name here, of class [01]: give names, such as "[12]"'):
+            drawn(label, steps=1, seed=0)
+    made = drawn(["2", "3"], steps=1, seed=0)
+    made[1].save(tmp_path / "a.png")
+    assert gencore.replay(tmp_path / "a.png").tobytes() == made[1].tobytes()
+    others = Diffusion(tiny_dit(), coder(), labels=("0", "1", "2", "3"))
+    assert others([1], steps=1, seed=0)[0].tobytes() == drawn("2", steps=1, seed=0)[0].tobytes()
+    for wrong in (float("nan"), torch.tensor([1, 2])):
+        with pytest.raises(InputError, match="label should be one of"):
+            drawn([wrong], steps=1, seed=0)

@@ -221,9 +221,11 @@ def test_the_example_teaches_and_reports(opened, tmp_path):
 def test_lines_are_white_in_any_form_and_numbers_of_numpy_are_numbers(opened):
     lines = (np.asarray(square_lines()) > 0)
     wanted = white_lines(square_lines(), 16)
-    for form in (lines, torch.from_numpy(lines), torch.from_numpy(lines).float()[None], edges(torch.ones(1, 3, 16, 16))[0]):
-        seen = white_lines(form, 16)
-        assert seen.min() == 0 and (form is not lines or torch.equal(seen, wanted))
+    for form in (lines, torch.from_numpy(lines), torch.from_numpy(lines).float()[None], torch.from_numpy(lines).float()[None, None]):
+        assert torch.equal(white_lines(form, 16), wanted)
+    assert white_lines(edges(torch.ones(1, 3, 16, 16))[0], 16).max() == 0
+    with pytest.raises(InputError, match=r"marks as a tensor should be bool or in 0..1, \(1, height, width\), got torch.uint8 \(16, 16\)"):
+        white_lines(torch.from_numpy(lines).byte(), 16)
     made = opened(PROMPTS[0], lines, weight=np.float32(0.5), steps=2, seed=0)[0]
     assert json.loads(made.info["recipe"])["settings"]["weight"] == 0.5
 

@@ -208,10 +208,10 @@ def test_strength_nought_gives_back_what_the_autoencoder_does_and_too_little_is_
     given = prepare(picture, 16)[None]
     with torch.inference_mode():
         wanted = editor.painter.decode(vae.encode(given)[0] * vae.cfg.scaling)
-    for steps in (2, 20):
+    for steps in (1, 2, 20):
         drawn = torch.from_numpy(np.asarray(editor(picture, PROMPTS[0], strength=0, steps=steps, seed=0)).copy()).permute(2, 0, 1)[None]
         torch.testing.assert_close(drawn.float() / 127.5 - 1, wanted, rtol=0, atol=0.005)
-    with pytest.raises(InputError, match="strength 0.1 of 3 steps is less than half a step: give 6 or more"):
+    with pytest.raises(InputError, match="strength 0.1 of 3 steps rounds to none: give 6 steps or more"):
         editor(picture, PROMPTS[0], strength=0.1, steps=3, seed=0)
     editor(picture, PROMPTS[0], strength=0.1, steps=6, seed=0)
 

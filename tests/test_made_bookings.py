@@ -128,7 +128,7 @@ def test_another_is_meant_by_a_mere_fragment_and_only_that_one_changes():
     for seed in range(3000):
         lines, *_ = make.table(random.Random(seed), "Rome", "in Rome")
         asks = [i for i, line in enumerate(lines[:-2]) if i % 2 and re.search("confirm", line, re.IGNORECASE)]
-        if len(asks) == 2 and (found := re.fullmatch(r"(\w+) of us\.", lines[asks[1] - 1])):
+        if len(asks) == 2 and (found := re.fullmatch(r"(?:No, |Sorry, )?(\w+) of us(?:, please)?\.", lines[asks[1] - 1])):
             number = found[1] if found[1].isdigit() else 1 + COUNTS.index(found[1].lower())
             first, then = (slots(lines[i]) for i in asks)
             fixed = {value for value, kind in first.items() if kind in ("time", "date")}
@@ -157,3 +157,22 @@ def test_talks_are_made_of_recorded_ones_and_whole():
     assert 10 < len(begun) < 40 and all(each[-1]["role"] == "assistant" for each in made)
     assert made == list(islice(made_talks([talk], Swaps([talk]), random.Random(0)), 60))
     assert in_small_letters(talk[1:2]) == [{"role": "assistant", "content": "how about the grand inn?"}]
+
+
+def test_a_ride_is_for_as_many_as_were_agreed_upon_at_last():
+    make, changed = Bookings(WORDS), 0
+    for seed in range(600):
+        for kind in (make.table, make.house):
+            lines, _, people = kind(random.Random(seed), "Rome", "in Rome")
+            said = [re.findall(r"for (\d+)(?= people| person| |[.])(?! [ap]m)", line) for line in lines if re.search("confirm", line, re.IGNORECASE)]
+            said = [found for found in said if found]
+            assert said[-1] == [str(people)], lines
+            changed += said[0] != said[-1]
+    assert changed > 40
+
+
+def test_a_change_changes_something():
+    make = Bookings(WORDS)
+    for _ in range(300):
+        lines, agreed = make.confirmed(random.Random(_), ["Book it."], "a table", ["at 7 pm", "for 3"], changes=[("for 3", "for three", "for 3")])
+        assert len(lines) == 4 and agreed == ("a table", "at 7 pm", "for 3")

@@ -3,12 +3,13 @@ import numpy as np
 import pytest
 import torch
 
-from gencore.check import CheckpointError
+from gencore.check import CheckpointError, InputError
 from gencore.checkpoint import read_json
 from imagegen import Autoencoder, Editor, TextToImage, TinyAutoencoder
 from imagegen.autoencoder import AutoencoderConfig
 from imagegen.autoencoder_files import read_autoencoder
 from imagegen.data import to_unit
+from imagegen.tiny_autoencoder import TinyAutoencoderConfig
 from imagegen.tiny_training import agreement, faster, lesson, pupil_loss, pupil_of
 from tests.scripts import EXAMPLES, run
 from tests.tiny_folders import lively_painter
@@ -46,7 +47,11 @@ def test_a_pupil_comes_near_its_teacher_in_both_directions(teacher):
 def test_a_painter_draws_edits_and_is_saved_with_one_and_diffusers_opens_it(tmp_path):
     from diffusers import PixArtAlphaPipeline
     painter = lively_painter(["a seven"])
-    painter.painter.autoencoder = pupil_of(painter.painter.autoencoder, 4, 1).eval().requires_grad_(False)
+    painter.name, painter.digest = "p", "d"
+    with pytest.raises(InputError, match="draws latents of 3 channels, the autoencoder takes 4"):
+        painter.with_autoencoder(TinyAutoencoder(TinyAutoencoderConfig()))
+    painter = painter.with_autoencoder(pupil_of(painter.painter.autoencoder, 4, 1).eval().requires_grad_(False))
+    assert "recipe" not in painter("a seven", steps=1, seed=0, progress=False)[0].info
     painter.save_pretrained(tmp_path / "p")
     opened = TextToImage.from_pretrained(tmp_path / "p")
     assert isinstance(opened.painter.autoencoder, TinyAutoencoder)

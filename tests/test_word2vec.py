@@ -249,6 +249,12 @@ def test_words_of_vectors_with_capitals_are_met_as_gensim_meets_them(tmp_path):
     theirs = KeyedVectors.load_word2vec_format(str(tmp_path / "v.txt"))
     assert theirs.evaluate_word_analogies(str(tmp_path / "q.txt"))[0] == 1.0 and torch_seed
     assert analogies(ours, read_analogies(tmp_path / "q.txt")) == {"capitals": (1, 1)}
+    assert analogies(ours, {"as given": [("Athens", "Greece", "Paris", "France")]}) == {"as given": (1, 1)}
+    twice = Word2Vec([*words, "FRANCE", "GREECE"], torch.cat((vectors, vectors[3:4] * 1.01, vectors[1:2] + 1e-3)))      # other spellings
+    save_word2vec(twice, tmp_path / "w.txt")
+    theirs_too = KeyedVectors.load_word2vec_format(str(tmp_path / "w.txt"))
+    assert theirs_too.evaluate_word_analogies(str(tmp_path / "q.txt"))[0] == 1.0
+    assert analogies(twice, read_analogies(tmp_path / "q.txt")) == {"capitals": (1, 1)}
     (tmp_path / "p.tsv").write_text("athens\tgreece\t9\nparis\tfrance\t3\noslo\tNorway\t1\n")
     wanted = theirs.evaluate_word_pairs(str(tmp_path / "p.tsv"))[1][0]
     assert pair_score(ours, read_pairs(tmp_path / "p.tsv")).spearman == pytest.approx(wanted, abs=1e-5)

@@ -168,7 +168,7 @@ class Bookings:
         lines = self.told(draw, draw.choice(asked), facts[:2] if unsaid else facts)
         fixed = [f"{draw.choice(('at ', 'at ', 'at the ', 'in hotel '))}{hotel}", f"in {city}"]
         changes = [(length[1], *self.length(draw, unit)), (start[1], *self.start(draw)), (wanted[1], *self.rooms(draw))]
-        return self.confirmed(draw, lines, wanted[1], [*fixed, length[1], start[1]], changes=changes)
+        return self.confirmed(draw, lines, wanted[1], [*fixed, length[1], start[1]], changes=changes)[0]
 
     def by_days(self, messages, draw):
         """A recorded booking of a hotel -> the same up to where the user begins to book, who then says for how many days; None: it is no such one.
@@ -229,9 +229,11 @@ class Bookings:
             lines += self.turned_down(draw, lambda: phrase(draw, offer, self.name(draw), city, draw.randint(2, 10)))
             lines += [phrase(draw, offer, place, city, draw.randint(2, 10)), *asked]
             lines += self.told(draw, draw.choice(("Good, I'd like a table there", "That sounds nice, book it")), told)
-        changes = [(facts[0][1], *self.at(draw)), (facts[1][1], *self.day(draw)), (party[1], *self.party(draw))]
-        clauses = [f"at {place}", f"in {city}", *(fact[1] for fact in facts)]
-        return self.confirmed(draw, lines, draw.choice(("a table", "a reservation")), clauses, changes=changes), both(place, address), people
+        more = draw.randint(1, 8)
+        changes = [(facts[0][1], *self.at(draw)), (facts[1][1], *self.day(draw)), (party[1], *self.party(draw, number=more))]
+        what, clauses = draw.choice(("a table", "a reservation")), [f"at {place}", f"in {city}", *(fact[1] for fact in facts)]
+        lines, agreed = self.confirmed(draw, lines, what, clauses, changes=changes)
+        return lines, both(place, address), people if party[1] in agreed else more
 
     def house(self, draw, city, where):
         address, people = self.address(draw), draw.randint(1, 5)
@@ -242,9 +244,11 @@ class Bookings:
                  (f"leaving on {last_said}", f"checking out on {last}", "When will you check out?"), (*party, "How many people are you?")]
         lines += self.told(draw, draw.choice(("Book it", "I'd like to reserve that one")), facts)
         said, last = self.date(draw)
-        changes = [(facts[1][1], f"until {said}", f"checking out on {last}"), (party[1], *self.party(draw, 5))]
+        more = draw.randint(1, 5)
+        changes = [(facts[1][1], f"until {said}", f"checking out on {last}"), (party[1], *self.party(draw, number=more))]
         clauses = [f"in {city}", *(fact[1] for fact in facts)]
-        return self.confirmed(draw, lines, draw.choice(("a house", "the house")), clauses, changes=changes), address, people
+        lines, agreed = self.confirmed(draw, lines, draw.choice(("a house", "the house")), clauses, changes=changes)
+        return lines, address, people if party[1] in agreed else more
 
     def event(self, draw, city, where):
         """Something to see, perhaps with tickets: a ride is for as many, to the venue, whose address may have been asked for."""
@@ -292,7 +296,8 @@ class Bookings:
             place = self.address(draw)
             there = f"to {place}"
         kinds = {"Regular": "regular", "Luxury": "luxury", "Pool": "shared", "shared": "shared"}
-        kind, other = draw.sample(list(kinds), 2)
+        kind = draw.choice(list(kinds))
+        other = draw.choice([name for name, loose in kinds.items() if loose != kinds[kind]])
         known = people is not None and draw.random() < 0.7
         seats = people if known else draw.randint(1, 4)
         said, told = self.party(draw, number=seats)
@@ -304,7 +309,7 @@ class Bookings:
         ride = f"a {kind} {draw.choice(('ride', 'cab'))}"
         changes = [(told, *self.party(draw, 4)), (told, *self.party(draw, 4)), (ride, f"a {kinds[other]} one", f"a {other} ride")]
         way = draw.choice(("to {}", "to go to {}", "going to {}")).format(place)
-        return self.confirmed(draw, lines, ride, [way, told], changes=changes)
+        return self.confirmed(draw, lines, ride, [way, told], changes=changes)[0]
 
     # ---- how it is said ----
 
@@ -336,9 +341,9 @@ class Bookings:
     def confirmed(self, draw, lines, what, clauses, *, changes):
         """The assistant asks to confirm what was told; the user may think better of one thing, before or after, or it is taken; it is booked.
 
-        changes: [(a part, as the user says another, as the assistant does)]."""
-        before, said, after = draw.choice(changes)
-        parts = (what, *clauses)
+        changes: [(a part, as the user says another, as the assistant does)] -> lines, and the parts that were agreed upon at last."""
+        parts, changes = (what, *clauses), [change for change in changes if change[0] != change[2]]
+        before, said, after = draw.choice(changes) if changes else ("",) * 3
         changed = tuple(after if part == before else part for part in parts)
 
         def ask(what, *clauses):
@@ -346,13 +351,13 @@ class Bookings:
             first = capital(what) if opening[-1] in "?:" and draw.random() < 0.7 else what
             return f"{opening} {first} {' '.join(draw.sample(clauses, len(clauses)))}."
 
-        if draw.random() < 0.15:
+        if changes and draw.random() < 0.15:
             lines, parts = [*lines[:-1], f"{lines[-1]} {phrase(draw, ('Or rather {0}.', 'Sorry, I mean {0}.', 'No, {0}.'), said)}"], changed
         lines = [*lines, ask(*parts)]
-        if parts is not changed and draw.random() < 0.4:
+        if changes and parts is not changed and draw.random() < 0.4:
             lines += draw.choice(([capital(phrase(draw, AGAIN, said))], [draw.choice(YES), draw.choice(TAKEN), f"Could you try it {said}?"]))
-            lines.append(ask(*changed))
-        return [*lines, draw.choice(YES), draw.choice(DONE)]
+            lines, parts = [*lines, ask(*changed)], changed
+        return [*lines, draw.choice(YES), draw.choice(DONE)], parts
 
 
 def made_talks(recorded, swapped, draw):

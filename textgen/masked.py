@@ -196,7 +196,7 @@ def mask_tokens(ids, tokenizer, generator, *, share=0.15):
     if tokenizer.mask_id is None:
         raise DataError("this tokenizer has no mask token: use train_masked_tokenizer, or a folder whose tokenizer_config.json names mask_token")
     special = torch.tensor(tokenizer.special_ids, device=ids.device)
-    fate, drawn = (torch.rand(ids.shape, generator=generator).to(ids.device) for _ in range(2))                # on the CPU, as the generator is
+    drawn, fate = (torch.rand(ids.shape, generator=generator).to(ids.device) for _ in range(2))                # on the CPU, as the generator is
     chosen = (drawn < share) & ~torch.isin(ids, special)
     other = torch.randint(0, len(tokenizer), ids.shape, generator=generator).to(ids.device)
     hidden = torch.where(chosen & (fate < 0.8), tokenizer.mask_id, ids)

@@ -303,7 +303,7 @@ def special_ids(config):
         ids = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
         known = [i for i in ids if not (isinstance(i, int) and isinstance(vocab, int)) or 0 <= i < vocab]
         if known != ids:
-            warnings.warn(f"{name} {given} is no id of the {vocab} tokens: read as none", stacklevel=2)
+            warnings.warn(f"{name}: {[i for i in ids if i not in known]} are ids of none of the {vocab} tokens: left out", stacklevel=2)
         return tuple(known)
 
     bos, eos, pad = map(here, ("bos_token_id", "eos_token_id", "pad_token_id"))

@@ -75,15 +75,19 @@ def read_analogies(path):
 
 
 def analogies(w2v, sections, *, among=30000):
-    """{section: questions "a is to b as c is to d"} -> {section: (right, asked)}; asked are those whose words are among the most frequent."""
+    """{section: questions "a is to b as c is to d"} -> {section: (right, asked)}; asked are those whose words are among the most frequent.
+
+    As gensim counts: in capitals or not a word is the same, of several spellings the most frequent one is asked, and none of a given word answers."""
     unit, results, index = w2v.unit()[:among], {}, in_any_case(w2v)
+    spelling = torch.tensor([index[word.lower()] for word in w2v.words[:among]])             # row -> that of the word's first spelling
     for section, questions in sections.items():
-        rows = [[index[word] for word in question] for question in questions if all(index.get(word, among) < among for word in question)]
+        asked = [[word.lower() for word in question] for question in questions]
+        rows = [[index[word] for word in question] for question in asked if all(index.get(word, among) < among for word in question)]
         right = 0
         for a, b, c, d in (torch.tensor(rows[i:i + 256]).mT for i in range(0, len(rows), 256)):
             scores = F.normalize(unit[b] - unit[a] + unit[c], dim=1) @ unit.mT           # (questions, V)
-            scores.scatter_(1, torch.stack((a, b, c), 1), -2.0)                          # a given word is no answer
-            right += int((scores.argmax(1) == d).sum())
+            scores[(spelling == a[:, None]) | (spelling == b[:, None]) | (spelling == c[:, None])] = -2.0         # a given word is no answer
+            right += int((spelling[scores.argmax(1)] == d).sum())
         results[section] = (right, len(rows))
     return results
 

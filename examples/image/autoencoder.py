@@ -24,13 +24,14 @@ from gencore.check import ConfigError, command
 from gencore.config import override
 from imagegen.adversarial import without_momentum
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
+from imagegen.autoencoder_files import first_of
 from imagegen.autoencoder_training import Finish, PatchCritic, finish_loss, psnr, train_tower
 from imagegen.data import grid, to_pil, to_unit
 from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.vq_model import VQ_MODEL
 from imagegen.labelled import LabelledBatches, digit_pictures, labelled_pictures
 from imagegen.parts import part_files
-from imagegen.training import first_of, standardised
+from imagegen.training import standardised
 from imagegen.vq_autoencoder import VQAutoencoder, VQAutoencoderConfig
 
 

@@ -77,10 +77,10 @@ def train(plan, base, args):
 @torch.inference_mode()
 def report(controlled, pictures, lines, asked, *, parts):
     """Agreement of edges on the held-out pictures, of each of as many equal parts of them as there are names."""
-    given, vae = to_pil(2 * lines.expand(-1, 3, -1, -1) - 1), controlled.painter.painter.autoencoder
+    given, painter = to_pil(2 * lines.expand(-1, 3, -1, -1) - 1), controlled.painter
     drawn = {name: controlled(asked, given, weight=weight, seed=0, output_type="pt", progress=False) * 2 - 1
              for name, weight in (("not led", 0), ("led", 1))}
-    drawn["autoencoder"] = vae.decode(vae.encode(pictures)[0]).clamp(-1, 1)
+    drawn["autoencoder"] = painter.decode(painter.encode(pictures))
     for name, made in drawn.items():
         found = edge_agreement(edges(made), lines).tensor_split(len(parts))
         print(f"{name:<12} edges agree by " + ", ".join(f"{part.mean():.3f} on {what}" for what, part in zip(parts, found)))

@@ -80,7 +80,7 @@ def main():
 
     def sample(model, folder, step):
         some = range(0, len(data.names) or 1, -(-len(data.names) // 10) or 1)               # ten classes of many
-        asked = [number for number in some for _ in range(plan.shown)] if model.cfg.classes else plan.shown
+        asked = [data.names[i] if data.names else i for i in some for _ in range(plan.shown)] if model.cfg.classes else plan.shown
         drawn = Diffusion(model, autoencoder, labels=data.names, schedule=plan.schedule)(
             asked, steps=plan.steps, guidance=1.0 if none is None else plan.guidance, seed=0, output_type="pt", progress=False) * 2 - 1
         to_pil(grid(drawn.expand(-1, 3, -1, -1), plan.shown)[None])[0].save(folder / f"{step:06d}.png")

@@ -6,10 +6,10 @@
     python examples/image/fast_decoder.py --resume                      goes on after Ctrl-C, or for longer with another train.steps
 
 samples/ has pictures that the autoencoder makes of its latents above what the fast one makes of them; how alike they are on held-out pictures, and
-how many times as fast it is, is printed at the end. A painter draws with it, here and in diffusers (AutoencoderTiny.from_pretrained), when it was
-taught what the painter draws:
+how many times as fast it is, is printed at the end (of the defaults expect 34 dB and 3.4 times). A painter draws with it, here and in diffusers
+(AutoencoderTiny.from_pretrained), when it was taught what the painter draws:
 
-    painter.painter.autoencoder = TinyAutoencoder.from_pretrained("runs/fast-decoder/model")"""
+    fast = painter.with_autoencoder(TinyAutoencoder.from_pretrained("runs/fast-decoder/model"))"""
 import argparse
 from dataclasses import dataclass
 from functools import partial

@@ -73,7 +73,7 @@ def report(before, after, data, captions, out):
     own, known = to_unit(data.pixels), lambda painter, prompts: painter(prompts, seed=0, output_type="pt", progress=False) * 2 - 1
     new, old = [known(painter, asked) for painter in (before, after)], [known(painter, UNSEEN) for painter in (before, after)]
     with torch.no_grad():
-        rebuilt = before.painter.autoencoder.decode(before.painter.autoencoder.encode(own)[0]).clamp(-1, 1)
+        rebuilt = before.decode(before.encode(own))
     print(f"the new thing, from its nearest picture: {nearest(new[0], own):.3f} before, {nearest(new[1], own):.3f} after; "
           f"the pictures through the autoencoder {nearest(rebuilt, own):.3f}")
     other = before(UNSEEN, seed=100, output_type="pt", progress=False) * 2 - 1
