@@ -151,3 +151,13 @@ def test_the_spoken_words_give_their_clips_again_and_the_grid_knows_its_pictures
                                                   for name in ("seven-george", "two-jackson", "nine-lucas", "four-theo")]
     known = gencore.recipe.read(folder / "pictures.png")
     assert [recipe.inputs["place"] for recipe in known] == list(range(8)) and len({recipe.inputs["prompt"] for recipe in known}) == 8
+
+
+@pytest.mark.parametrize("script, given", [("tokenizer.py", ["--vocab", "300"]), ("word_vectors.py", ["width=8", "epochs=1", "min_count=1"])])
+def test_the_folder_that_one_stands_in_may_be_written(script, given, tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("the rain fell on the old town. a cat sat by the wall of the town.\n" * 60, encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    said = run(EXAMPLES / "text" / script, "--data", tmp_path / "texts", "--out", ".", *given)
+    assert str(tmp_path / "out") in said and {"digests.json"} < {path.name for path in (tmp_path / "out").iterdir()}

@@ -28,6 +28,7 @@ def arguments():
 @command
 def main():
     args = arguments()
+    args.out = args.out.resolve()                          # a new folder takes its place: "." would still be the old one
     texts, held_out, what = learn_and_held_out(args.data)
     unseen = "\n\n".join(held_out)
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {len(unseen):,} held out")

@@ -32,6 +32,7 @@ def arguments():
 @command
 def main():
     args = arguments()
+    args.out = args.out.resolve()                          # a new folder takes its place: "." would still be the old one
     texts, held_out, what = learn_and_held_out(args.data)
     sentences = [words for text in (*texts, *held_out) for words in sentences_of(text)]
     print(f"{what}: {len(sentences):,} sentences, {sum(map(len, sentences)):,} words")
