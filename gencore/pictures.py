@@ -94,13 +94,7 @@ def white_marks(source):
     from PIL import Image
     if isinstance(source, np.ndarray) and source.dtype == bool:
         source = source.astype(np.uint8) * 255
-    if torch.is_tensor(source):
-        marks = source.reshape(source.shape[-3:]) if source.dim() == 4 and len(source) == 1 else source[None] if source.dim() == 2 else source
-        if marks.dim() == 3 and len(marks) == 1 and (marks.dtype == torch.bool or marks.is_floating_point() and (marks >= 0).all()):
-            source = marks.float() * 2 - 1
-        elif not marks.is_floating_point():
-            raise InputError(f"marks as a tensor should be bool or in 0..1, (1, height, width), got {source.dtype} {tuple(source.shape)}")
-    picture = open_picture(source)
+    picture = open_picture(_from_marks(source) if torch.is_tensor(source) else source)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
     return picture.convert("L")
@@ -144,6 +138,14 @@ def _from_tensor(tensor):
         raise InputError("a picture as a tensor should hold values in [-1, 1]: scale it, or give a PIL picture")
     array = ((tensor.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def _from_marks(tensor):
+    """A tensor of marks -> one in [-1,1], as `_from_tensor` takes it."""
+    marks = tensor.reshape(-1, *tensor.shape[-2:]) if 2 <= tensor.dim() <= 4 else tensor                              # (1, H, W)
+    if not (marks.dtype == torch.bool or marks.is_floating_point()):
+        raise InputError(f"marks as a tensor should be bool or in 0..1, (1, height, width), got {tensor.dtype} {tuple(tensor.shape)}")
+    return marks.float() * 2 - 1 if len(marks) == 1 and (marks >= 0).all() else tensor
 
 
 def _from_array(array):

@@ -10,11 +10,9 @@ from torch import nn
 
 from gencore.attention import attend
 from gencore.check import ConfigError, dims
-from gencore.checkpoint import resolve, save_folder
 from gencore.config import Few, Positive, Size, check_fields
-from gencore.kinds import expect_kind
 from imagegen.doubling import doubled_conv
-from imagegen.parts import part_files, read_part
+from imagegen.parts import Component
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(h)))
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Component):
     """pictures (B,3,H,W) in [-1,1] <-> latents (B,C,H/8,W/8)."""
 
     def __init__(self, cfg):
@@ -207,18 +205,10 @@ class Autoencoder(nn.Module):
         self.post_quant_conv.bias.add_(self.post_quant_conv.weight[:, :, 0, 0] @ mean)
         self.post_quant_conv.weight.mul_(std[None, :, None, None])
 
-    @classmethod
-    def from_pretrained(cls, name):
-        """A shipped name, a folder or a Hub id in the layout of AutoencoderKL -> Autoencoder, in float32, at rest."""
-        from imagegen.families.autoencoder_kl import AUTOENCODER_KL  # which reads and writes this class
-        folder = resolve(name, "imagegen")
-        expect_kind(folder, "imagegen.Autoencoder")
-        return read_part(folder, AUTOENCODER_KL, cls)
-
-    def save_pretrained(self, folder, dtype=torch.float32):
-        """Writes diffusers' folder: config.json and the weights."""
+    @staticmethod
+    def layout():
         from imagegen.families.autoencoder_kl import AUTOENCODER_KL
-        save_folder(folder, part_files(AUTOENCODER_KL, self.cfg, self.state_dict(), dtype=dtype))
+        return AUTOENCODER_KL
 
 
 def draw_latents(mean, logvar, generator):

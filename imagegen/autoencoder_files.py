@@ -1,27 +1,14 @@
-"""Folders of the autoencoders that a denoiser draws with, in diffusers' layouts: AutoencoderKL, or AutoencoderTiny, which is faster."""
-from gencore.check import CheckpointError
-from gencore.checkpoint import read_json
+"""The autoencoders that a denoiser draws with, told by their folders: AutoencoderKL, or AutoencoderTiny, which is faster."""
 from imagegen.autoencoder import Autoencoder
-from imagegen.families.autoencoder_kl import AUTOENCODER_KL
-from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
-from imagegen.parts import read_part
+from imagegen.parts import read_named
 from imagegen.tiny_autoencoder import TinyAutoencoder
 
-LAYOUTS = ((AUTOENCODER_KL, Autoencoder), (AUTOENCODER_TINY, TinyAutoencoder))
+CODERS = {Part.layout().name: (Part.layout(), Part) for Part in (Autoencoder, TinyAutoencoder)}
 
 
 def read_autoencoder(folder):
     """A folder -> Autoencoder or TinyAutoencoder, by the class that its configuration names; where it names none, Autoencoder."""
-    parts = {family.name: (family, Part) for family, Part in LAYOUTS}
-    kind = read_json(folder / "config.json").get("_class_name", AUTOENCODER_KL.name)
-    if not isinstance(kind, str) or kind not in parts:
-        raise CheckpointError(f"{folder / 'config.json'}: _class_name should be {' or '.join(parts)}, got {kind!r:.80}")
-    return read_part(folder, *parts[kind])
-
-
-def layout_of(autoencoder):
-    """Autoencoder or TinyAutoencoder -> its Family."""
-    return next(family for family, Part in LAYOUTS if isinstance(autoencoder, Part))
+    return read_named(folder, CODERS, usual="AutoencoderKL")
 
 
 def first_of(encoded):

@@ -7,18 +7,17 @@ from gencore.check import CheckpointError, ConfigError
 from gencore.checkpoint import naming, read_json, resolve
 from gencore.kinds import expect_kind
 from gencore.recipe import lasting_name, made_with
-from imagegen.autoencoder_files import LAYOUTS, layout_of
+from imagegen.autoencoder_files import CODERS
 from imagegen.class_dit import ClassDiT
 from imagegen.diffusion import check_fit
 from imagegen.families.dit import DIT, ROTARY_DIT
 from imagegen.families.unet import UNET
-from imagegen.parts import part_files, read_part
+from imagegen.parts import part_files, read_named
 from imagegen.schedule import Schedule, to_schedule, to_scheduler
 from imagegen.tiny_autoencoder import TinyAutoencoder, passes_through
 from imagegen.unet import UNet
 
-PARTS = {family.name: (family, Part) for family, Part in
-         ((DIT, ClassDiT), (ROTARY_DIT, ClassDiT), (UNET, UNet), *LAYOUTS)}
+PARTS = {family.name: (family, Part) for family, Part in ((DIT, ClassDiT), (ROTARY_DIT, ClassDiT), (UNET, UNet))} | CODERS
 PLACES = {"DiTPipeline": ("transformer", "vae"), "LDMPipeline": ("unet", "vqvae"), "DDPMPipeline": ("unet", None), "DDIMPipeline": ("unet", None)}
 NULL = 1000                         # DiTPipeline's own number for no class, whatever the transformer has
 
@@ -47,10 +46,7 @@ def opened(name):
 
 def read_any(folder):
     """A component's folder -> its module, by the class that its configuration names."""
-    kind = read_json(folder / "config.json").get("_class_name")
-    if not isinstance(kind, str) or kind not in PARTS:
-        raise CheckpointError(f"{folder / 'config.json'}: _class_name should be one of {', '.join(PARTS)}, got {kind!r:.80}")
-    return read_part(folder, *PARTS[kind])
+    return read_named(folder, PARTS)
 
 
 def read_labels(named):
@@ -80,7 +76,7 @@ def diffusion_files(denoiser, autoencoder=None, *, labels=(), schedule=None, dty
     place, coder = PLACES[name]
     parts = {place: padded(denoiser) if transformer else (UNET, denoiser.cfg, denoiser.state_dict())}
     if autoencoder is not None:
-        parts[coder] = layout_of(autoencoder), autoencoder.cfg, autoencoder.state_dict()
+        parts[coder] = autoencoder.layout(), autoencoder.cfg, autoencoder.state_dict()
     index = {"_class_name": name, "_diffusers_version": "0.42.1", "scheduler": ["diffusers", scheduler["_class_name"]]}
     index |= {place: ["imagegen" if family is ROTARY_DIT else "diffusers", family.name] for place, (family, _, _) in parts.items()}
     index |= {"id2label": {str(i): label for i, label in enumerate(labels)}} if labels else {}

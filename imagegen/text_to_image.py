@@ -21,7 +21,7 @@ from gencore.samplers import dpm_solver
 from gencore.text_encoder import TextEncoder, encode_prompts
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Memory
-from imagegen.autoencoder_files import first_of, layout_of, read_autoencoder
+from imagegen.autoencoder_files import first_of, read_autoencoder
 from imagegen.data import to_bytes
 from imagegen.dit import DiT, PromptCache
 from imagegen.families.pixart import PIXART
@@ -304,7 +304,7 @@ def pipeline_files(painter, tokenizer, *, shift=1.0, dtype=torch.float32):
 
     T5's config says float32 whatever is stored: transformers would go by the file, diffusers takes float32, and they must agree."""
     without_adapter(painter.transformer)
-    layout = layout_of(painter.autoencoder)
+    layout = painter.autoencoder.layout()
     index = {"_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.42.1", **{name: list(kind) for name, kind in PARTS.items()}}
     files = {"model_index.json": index | {"vae": ["diffusers", layout.name]},
              "scheduler/scheduler_config.json": {**SCHEDULER, "flow_shift": shift}}

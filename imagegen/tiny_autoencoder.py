@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from gencore.check import ConfigError, dims
-from gencore.checkpoint import resolve, save_folder
 from gencore.config import Few, Positive, Size, check_fields
-from gencore.kinds import expect_kind
-from imagegen.parts import part_files, read_part
+from imagegen.parts import Component
 
 MAGNITUDE = 3.0                     # latents beyond it are squeezed before they are decoded; diffusers does so whatever its configuration says
 
@@ -53,7 +51,7 @@ class Residual(nn.Module):
         return torch.relu(self.conv(h) + h)
 
 
-class TinyAutoencoder(nn.Module):
+class TinyAutoencoder(Component):
     """pictures (B,3,H,W) in [-1,1] <-> latents (B,C,h,w)."""
 
     def __init__(self, cfg):
@@ -81,18 +79,10 @@ class TinyAutoencoder(nn.Module):
         dims("latents", latents, "B C H W", C=self.cfg.latent)
         return self.decoder(torch.tanh(latents / MAGNITUDE) * MAGNITUDE) * 2 - 1
 
-    @classmethod
-    def from_pretrained(cls, name):
-        """A folder or a Hub id in the layout of AutoencoderTiny -> TinyAutoencoder, in float32, at rest."""
-        from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY  # which reads and writes this class
-        folder = resolve(name, "imagegen")
-        expect_kind(folder, "imagegen.TinyAutoencoder")
-        return read_part(folder, AUTOENCODER_TINY, cls)
-
-    def save_pretrained(self, folder, dtype=torch.float32):
-        """Writes diffusers' folder: config.json and the weights."""
+    @staticmethod
+    def layout():
         from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
-        save_folder(folder, part_files(AUTOENCODER_TINY, self.cfg, self.state_dict(), dtype=dtype))
+        return AUTOENCODER_TINY
 
 
 @torch.no_grad()

@@ -4,17 +4,13 @@ Encoder and decoder are the KL autoencoder's, the structure is diffusers' VQMode
 vectors by moving averages."""
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from gencore.check import dims
-from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes
 from gencore.config import Size, check_fields
-from gencore.families import read_config
-from gencore.kinds import expect_kind
 from gencore.quantize import QuantizeConfig, VectorQuantizer, check_codes
 from imagegen.autoencoder import AutoencoderConfig, Decoder, Encoder, ResidualBlock, picture_loss
-from imagegen.parts import part_files, weights_file
+from imagegen.parts import Component, read_state
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class VQAutoencoderConfig:
         check_fields(self)
 
 
-class VQAutoencoder(nn.Module):
+class VQAutoencoder(Component):
     """pictures (B,3,H,W) in [-1,1] <-> codes (B,h,w)."""
 
     def __init__(self, cfg):
@@ -78,23 +74,14 @@ class VQAutoencoder(nn.Module):
         return self
 
     @classmethod
-    def from_pretrained(cls, name):
-        """A folder or a Hub id in the layout of VQModel -> VQAutoencoder, in float32, in eval mode."""
-        from imagegen.families.vq_model import VQ_MODEL  # which reads and writes this class
-        folder = resolve(name, "imagegen")
-        expect_kind(folder, "imagegen.VQAutoencoder")
-        cfg, file = read_config(VQ_MODEL, folder / "config.json"), weights_file(folder)
-        with torch.device("meta"), naming(folder / "config.json"):
-            ours = {name: tuple(tensor.shape) for name, tensor in cls(cfg).weights().items()}
-        with naming(file):
-            VQ_MODEL.check_shapes(cfg, tensor_shapes(file), ours)
-            state = VQ_MODEL.import_state(cfg, load_tensors(file))
-        return cls(cfg).load_weights({name: tensor.float() for name, tensor in state.items()}).eval().requires_grad_(False)
+    def read(cls, folder):
+        module, state = read_state(folder, cls.layout(), cls, own=cls.weights)
+        return cls(module.cfg).load_weights(state).eval().requires_grad_(False)
 
-    def save_pretrained(self, folder, dtype=torch.float32):
-        """Writes diffusers' folder: config.json and the weights."""
+    @staticmethod
+    def layout():
         from imagegen.families.vq_model import VQ_MODEL
-        save_folder(folder, part_files(VQ_MODEL, self.cfg, self.weights(), dtype=dtype))
+        return VQ_MODEL
 
 
 def vq_loss(model, pictures, generator=None, *, commitment=0.25):

@@ -173,6 +173,6 @@ def test_a_ride_is_for_as_many_as_were_agreed_upon_at_last():
 
 def test_a_change_changes_something():
     make = Bookings(WORDS)
-    for _ in range(300):
-        lines, agreed = make.confirmed(random.Random(_), ["Book it."], "a table", ["at 7 pm", "for 3"], changes=[("for 3", "for three", "for 3")])
+    for seed in range(300):
+        lines, agreed = make.confirmed(random.Random(seed), ["Book it."], "a table", ["at 7 pm", "for 3"], changes=[("for 3", "for three", "for 3")])
         assert len(lines) == 4 and agreed == ("a table", "at 7 pm", "for 3")

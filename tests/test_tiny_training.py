@@ -66,7 +66,7 @@ def test_a_painter_draws_edits_and_is_saved_with_one_and_diffusers_opens_it(tmp_
     editor = Editor(opened)
     assert np.asarray(editor(np.zeros((side, side, 3), np.uint8), "a seven", steps=2, seed=0)).shape == (side, side, 3)
     (tmp_path / "config.json").write_text('{"_class_name": "VQModel"}')
-    with pytest.raises(CheckpointError, match="_class_name should be AutoencoderKL or AutoencoderTiny, got 'VQModel'"):
+    with pytest.raises(CheckpointError, match="_class_name should be one of AutoencoderKL, AutoencoderTiny, got 'VQModel'"):
         read_autoencoder(tmp_path)
 
 

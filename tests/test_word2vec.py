@@ -240,14 +240,15 @@ def test_marks_belong_to_their_letters():
 
 def test_words_of_vectors_with_capitals_are_met_as_gensim_meets_them(tmp_path):
     from gensim.models import KeyedVectors
-    words, torch_seed = ["Athens", "Greece", "Paris", "France", "athens", "Oslo", "Norway"], torch.manual_seed(0)
+    words = ["Athens", "Greece", "Paris", "France", "athens", "Oslo", "Norway"]
+    torch.manual_seed(0)
     base = torch.randn(2, 8)
     vectors = torch.stack([base[0] + 1, base[0] - 1, base[1] + 1, base[1] - 1, -base[0], *torch.randn(2, 8)])
     ours = Word2Vec(words, vectors)
     save_word2vec(ours, tmp_path / "v.txt")
     (tmp_path / "q.txt").write_text(": capitals\nAthens Greece Paris France\n")
     theirs = KeyedVectors.load_word2vec_format(str(tmp_path / "v.txt"))
-    assert theirs.evaluate_word_analogies(str(tmp_path / "q.txt"))[0] == 1.0 and torch_seed
+    assert theirs.evaluate_word_analogies(str(tmp_path / "q.txt"))[0] == 1.0
     assert analogies(ours, read_analogies(tmp_path / "q.txt")) == {"capitals": (1, 1)}
     assert analogies(ours, {"as given": [("Athens", "Greece", "Paris", "France")]}) == {"as given": (1, 1)}
     twice = Word2Vec([*words, "FRANCE", "GREECE"], torch.cat((vectors, vectors[3:4] * 1.01, vectors[1:2] + 1e-3)))      # other spellings
