@@ -3,9 +3,9 @@
 Two-way attention without scale, a learned bias by distance, RMS norms, gated MLPs; the folder opens as transformers' T5EncoderModel."""
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
+from gencore import transformer
 from gencore.attention import AttentionConfig
 from gencore.check import InputError, dims
 from gencore.config import Few, Share, Size, check_fields
@@ -61,14 +61,11 @@ class TextEncoder(nn.Module):
         return self.transformer(self.tokens(ids), None if keep is None else padding(keep))
 
 
-@torch.no_grad()
 def deeper(encoder, layers):
-    """TextEncoder -> a new one of so many layers that gives the same states: what the added ones add is zero until they are trained."""
-    new, weights = TextEncoder(replace(encoder.cfg, layers=layers)), encoder.state_dict()
-    new.load_state_dict({**new.state_dict(), **weights})
-    for block in new.transformer.blocks[encoder.cfg.layers:]:
-        block.attention.out.weight.zero_()
-        block.mlp.down.weight.zero_()
+    """TextEncoder -> a new one of so many layers that gives the same states (gencore.transformer.deeper)."""
+    new = TextEncoder(replace(encoder.cfg, layers=layers))
+    new.tokens.load_state_dict(encoder.tokens.state_dict())
+    new.transformer = transformer.deeper(encoder.transformer, layers)
     return new
 
 

@@ -1,7 +1,7 @@
 """The Transformer: one class for words, patches, codes and noise; causal or two-way is the mask's business.
 
 A structure that differs is another class. x (B,T,D) is the residual stream."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -183,6 +183,28 @@ class Transformer(nn.Module):
         for block in self.blocks:                                   # what is added 2L times starts smaller (GPT-2)
             for last in (block.attention.out, block.mlp.down):
                 nn.init.normal_(last.weight, std=0.02 / (2 * self.cfg.layers) ** 0.5)
+
+
+@torch.no_grad()
+def deeper(stack, layers):
+    """Transformer -> a new one of `layers` blocks, at least as many, that gives the same as it did.
+
+    An added block is a copy of the one below it, whose last matrices are zero until they are trained (Wu et al. 2024, LLaMA Pro)."""
+    cfg = stack.cfg
+    if layers < cfg.layers or cfg.norm.place == "post" or cfg.windows is not None:
+        raise ConfigError(f"only a stack without windows and without norms after its blocks can grow, to {cfg.layers} layers or more; got "
+                          f'layers={layers}, norm.place="{cfg.norm.place}", windows={cfg.windows}')
+    new = Transformer(replace(cfg, layers=layers))
+    below = [place * cfg.layers // layers for place in range(layers)]                           # 6 to 8: 0, 0, 1, 2, 3, 3, 4, 5
+    for place, (block, source) in enumerate(zip(new.blocks, below)):
+        block.load_state_dict(stack.blocks[source].state_dict())
+        if place and below[place - 1] == source:
+            lasts = [block.attention.out, block.mlp.down, *([block.cross.out] if block.cross is not None else [])]
+            for weight in (weight for last in lasts for weight in last.parameters()):
+                weight.zero_()
+    others = {name: tensor for name, tensor in stack.state_dict().items() if not name.startswith("blocks.")}
+    new.load_state_dict({**new.state_dict(), **others})
+    return new.to(next(stack.parameters()))
 
 
 class _Masks:

@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from textgen.made_bookings import COUNTS, Bookings, in_small_letters, made_talks
+from textgen.made_bookings import COUNTS, KNOWN, Bookings, made_talks
 from textgen.slots import Swaps, slots
 
 WORDS = "Sino Cha Grand Luna Park Inn Bella Oak Villette Royal".split()
@@ -156,7 +156,39 @@ def test_talks_are_made_of_recorded_ones_and_whole():
     begun = [each for each in made if each[0]["content"].startswith("Find me a hotel in")]
     assert 10 < len(begun) < 40 and all(each[-1]["role"] == "assistant" for each in made)
     assert made == list(islice(made_talks([talk], Swaps([talk]), random.Random(0)), 60))
-    assert in_small_letters(talk[1:2]) == [{"role": "assistant", "content": "how about the grand inn?"}]
+
+
+def test_a_restaurant_that_the_user_names_is_the_one_that_is_booked():
+    make, named = Bookings(WORDS), 0
+    for seed in range(200):
+        lines, place, _ = make.table(random.Random(seed), "Rome", "in Rome")
+        if place in lines[0]:
+            named += 1
+            asks = [line for line in lines if re.search(r"\bconfirm\b", line, re.IGNORECASE)]
+            assert asks and all(f"at {place}" in line for line in asks) and not any("mind" in line or "found" in line for line in lines)
+    assert 30 < named < 80
+
+
+def test_a_ride_may_be_all_that_is_asked_for_to_a_place_that_everybody_knows_at_a_time():
+    make, known, timed = Bookings(WORDS), 0, 0
+    for seed in range(300):
+        lines, place, people = make.nowhere(random.Random(seed), "Rome", "in Rome")
+        assert not lines and place is people is None
+        ride = make.ride(random.Random(seed), place, people)
+        asks = [line for line in ride if re.search(r"\bconfirm\b", line, re.IGNORECASE)]
+        to = next((where for where in KNOWN if any(where in line for line in ride)), None)
+        known += to is not None
+        assert to is None or all(to in line for line in [ride[0], *asks]), ride
+        timed += any(re.search(r"at \d+(:\d\d)? [ap]m", line) for line in asks)
+    assert 60 < known < 200 and 50 < timed < 200
+
+
+def test_a_change_is_often_said_without_its_little_word():
+    make, bare = Bookings(WORDS), set()
+    for seed in range(1000):
+        lines, *_ = make.table(random.Random(seed), "Rome", "in Rome")
+        bare |= {line for line in lines[1::2] + lines[::2] if re.fullmatch(r"(?:No, |Sorry, )?\d+(?::\d\d)? [ap]m(?:, please)?[.]", line)}
+    assert len(bare) > 5
 
 
 def test_a_ride_is_for_as_many_as_were_agreed_upon_at_last():

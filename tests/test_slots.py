@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from textgen.slots import JOINTS, Swaps, shared, slots
+from textgen.slots import JOINTS, Swaps, shared, slots, in_small_letters
 
 TALK = [{"role": "user", "content": "A table at Sino in SF for 3 at 6:30 pm on March 3rd, please."},
         {"role": "assistant", "content": "Please confirm: a table at Sino in San Jose for 3 at 6:30 pm on March 3rd. Sino is $3."},
@@ -80,3 +80,13 @@ def test_where_nothing_is_taken_up_the_conversation_is_the_same():
     talk = [{"role": "user", "content": "Good day."}, {"role": "assistant", "content": "Good day to you."}]
     assert Swaps([other("Zola")])(talk, random.Random(0)) is talk
     assert Swaps([])(TALK, random.Random(0)) is TALK
+
+
+def test_in_small_letters_the_assistant_takes_up_what_was_written_and_else_writes_as_ever():
+    lines = ("A table at Sino in San Jose at 7 PM.", "How about Oak Grill in San Jose?", "No, Sino.",
+             "Please confirm: A table at Sino in San Jose at 7 PM, not at Oak Grill.")
+    talk = [{"role": ("user", "assistant")[i % 2], "content": line} for i, line in enumerate(lines)]
+    told = [message["content"] for message in in_small_letters(talk)]
+    assert told == ["a table at sino in san jose at 7 pm.", "How about Oak Grill in san jose?", "no, sino.",
+                    "Please confirm: A table at sino in san jose at 7 pm, not at Oak Grill."]
+    assert [message["role"] for message in in_small_letters(talk)] == ["user", "assistant"] * 2

@@ -108,7 +108,7 @@ def test_what_is_asked_to_be_kept_stands_in_the_peoples_own_turn():
     before, theirs, wanted = next(prefer_chat.asked([ROWS[0] | {"messages": talk}], plan, 0))
     assert before == talk[:3] and theirs == talk[3]["content"] and wanted == ["Rome"]
     before, theirs, wanted = next(prefer_chat.asked([ROWS[0] | {"messages": talk}], prefer_chat.Plan(made=0.0, swaps=0.0, small=1.0), 0))
-    assert before[0]["content"] == "a table in rome, 3 chairs." and theirs == "confirm: a table in rome on the 3rd." and wanted == ["Rome"]
+    assert before[0]["content"] == "a table in rome, 3 chairs." and theirs == "Confirm: a table in rome on the 3rd." and wanted == ["Rome"]
 
 
 def test_what_is_invented_or_said_over_and_over_is_worth_less():

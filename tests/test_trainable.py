@@ -31,6 +31,23 @@ def test_a_trainable_copy_reads_longer_windows_when_asked(lm, tmp_path):
         lm.trainable(context=0)
 
 
+@torch.no_grad()
+def test_added_layers_change_nothing_until_they_are_trained(lm, tmp_path):
+    ids, layers = torch.arange(3, 40)[None], lm.cfg.transformer.layers
+    deep = lm.trainable(layers=layers + 3)
+    assert torch.equal(deep(ids), lm(ids)) and deep.cfg.transformer.layers == len(deep.transformer.blocks) == layers + 3
+    deep.save_pretrained(tmp_path)
+    opened = CausalLM.from_pretrained(tmp_path)
+    assert opened.cfg.transformer.layers == layers + 3
+    torch.testing.assert_close(opened(ids), lm(ids))
+    assert lm.trainable(layers=1).cfg == lm.cfg == lm.trainable(layers=layers).cfg
+    with pytest.raises(InputError, match="layers should be a whole number of at least 1, got 0"):
+        lm.trainable(layers=0)
+    with torch.enable_grad():
+        deep.loss(ids[:, :-1], ids[:, 1:])[0].backward()
+    assert all(p.grad is not None for p in deep.parameters()) and deep.transformer.blocks[1].mlp.down.weight.grad.any()
+
+
 def test_a_table_of_positions_cannot_grow():
     table = CausalLM(CausalLMConfig(vocab=8, context=48, transformer=replace(STACK, rotary=None), learned_positions=True))
     assert table.trainable(context=48).cfg == table.cfg

@@ -10,6 +10,7 @@ import re
 
 from textgen.slots import MONTHS, NAME, made_name
 
+KNOWN = ("the airport", "the train station", "the bus station", "the city center", "downtown", "the mall", "my office", "the hospital")
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
 SOON = ("today", "tomorrow", "the day after tomorrow")
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -60,7 +61,7 @@ class Bookings:
         lines = [line for errand in errands if draw.random() < 0.3 for line in errand(draw, city, f"in {city}")]
         where = "there" if lines and draw.random() < 0.5 else f"in {city}"
         rides = draw.random() < 0.5
-        kinds = (self.event, self.visit, self.home, self.sight) if rides else (self.hotel, self.hotel, self.table, self.table, self.house)
+        kinds = (self.event, self.visit, self.home, self.sight, self.nowhere) if rides else (self.hotel, self.hotel, self.table, self.table, self.house)
         more, place, people = draw.choice(kinds)(draw, city, where)
         lines += more
         if rides or draw.random() < 0.3:
@@ -213,16 +214,18 @@ class Bookings:
     def table(self, draw, city, where):
         place, address = self.name(draw), None
         early = self.count(draw, 8) if draw.random() < 0.25 else None
-        lines = [phrase(draw, ("I want to eat out {0}.", "Find me a restaurant {0}.", "I'd like a table somewhere {0}."),
-                        where + (f" for {early[0]}" if early else ""))]
+        where, named = where + (f" for {early[0]}" if early else ""), draw.random() < 0.25
+        wishes = (("I'd like a table at {1} {0}.", "I want to eat at {1} {0}.", "Can you book {1} {0}?") if named else
+                  ("I want to eat out {0}.", "Find me a restaurant {0}.", "I'd like a table somewhere {0}."))
+        lines = [phrase(draw, wishes, where, place)]
         unsaid = early is not None or draw.random() < 0.25
         people = early[1] if early else 2 if unsaid else draw.randint(1, 8)
         party = self.party(draw, number=people)
         facts = [(*self.at(draw), "At what time?"), (*self.day(draw), "On what day?"), (*party, "For how many people?")]
         told = facts[:2] if unsaid else facts
-        if draw.random() < 0.4:
-            lines += ["Do you have a restaurant in mind?", phrase(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
-            lines += self.told(draw, None, told)
+        if named or draw.random() < 0.3:
+            tried = ["Do you have a restaurant in mind?", phrase(draw, ("Try {0}.", "How about {0}?", "I'd like to go to {0}."), place)]
+            lines += ([] if named else tried) + self.told(draw, None, told)
         else:
             offer = ("{0} is a nice restaurant in {1}.", "I found {0} in {1}.", "There are {2} restaurants. How about {0}?")
             asked, address = self.aside(draw)
@@ -289,11 +292,15 @@ class Bookings:
         lines += ["What's their address?", phrase(draw, ("They are located at {0}.", "It's at {0}."), address)] if asked else []
         return lines, both(name, address if asked else None), None
 
+    def nowhere(self, draw, city, where):
+        """Nothing was spoken of: the user says where to."""
+        return [], None, None
+
     def ride(self, draw, place, people):
-        """A ride to the place that was spoken of, or to an address that the user gives; for as many as were spoken of, if the user says no more."""
+        """A ride to the place that was spoken of, or to one that the user names; for as many as were spoken of, if the user says no more."""
         there = "there"
-        if draw.random() < 0.2:
-            place = self.address(draw)
+        if place is None or draw.random() < 0.2:
+            place = draw.choice((self.address(draw), self.name(draw), draw.choice(KNOWN)))
             there = f"to {place}"
         kinds = {"Regular": "regular", "Luxury": "luxury", "Pool": "shared", "shared": "shared"}
         kind = draw.choice(list(kinds))
@@ -305,11 +312,13 @@ class Bookings:
         facts = [(f"a {kinds[kind]} one", f"{kind} ride", "Is a shared ride okay?" if kind == "shared" else "What type of ride do you prefer?"),
                  (said, told, "How many of you are going?")]
         asked = ("I need a cab {0}", "Book me a ride {0}", "Please find a taxi that takes me {0}", "Thanks, I also need a cab {0}")
-        lines = self.told(draw, phrase(draw, asked, there), facts[:1] if known else facts)
+        facts, when = facts[:1] if known else facts, [self.at(draw)] if draw.random() < 0.3 else []
+        lines = self.told(draw, phrase(draw, asked, there), [*facts, *((*time, "When should it pick you up?") for time in when)])
         ride = f"a {kind} {draw.choice(('ride', 'cab'))}"
         changes = [(told, *self.party(draw, 4)), (told, *self.party(draw, 4)), (ride, f"a {kinds[other]} one", f"a {other} ride")]
         way = draw.choice(("to {}", "to go to {}", "going to {}")).format(place)
-        return self.confirmed(draw, lines, ride, [way, told], changes=changes)[0]
+        changes += [(time, *self.at(draw)) for _, time in when]
+        return self.confirmed(draw, lines, ride, [way, told, *(time for _, time in when)], changes=changes)[0]
 
     # ---- how it is said ----
 
@@ -355,7 +364,8 @@ class Bookings:
             lines, parts = [*lines[:-1], f"{lines[-1]} {phrase(draw, ('Or rather {0}.', 'Sorry, I mean {0}.', 'No, {0}.'), said)}"], changed
         lines = [*lines, ask(*parts)]
         if changes and parts is not changed and draw.random() < 0.4:
-            lines += draw.choice(([capital(phrase(draw, AGAIN, said))], [draw.choice(YES), draw.choice(TAKEN), f"Could you try it {said}?"]))
+            bare = re.sub("^(?:at|on|for|from) ", "", said) if draw.random() < 0.4 else said
+            lines += draw.choice(([capital(phrase(draw, AGAIN, bare))], [draw.choice(YES), draw.choice(TAKEN), f"Could you try it {said}?"]))
             lines, parts = [*lines, ask(*changed)], changed
         return [*lines, draw.choice(YES), draw.choice(DONE)], parts
 
@@ -371,11 +381,6 @@ def made_talks(recorded, swapped, draw):
         how, talks = draw.choice([*going_on, (None, None)])
         talk = how(swapped(draw.choice(talks), draw), draw) if talks else None
         yield talk or made(draw)
-
-
-def in_small_letters(messages):
-    """As some people write."""
-    return [{**message, "content": message["content"].lower()} for message in messages]
 
 
 def capital(text):

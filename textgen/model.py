@@ -23,7 +23,7 @@ from gencore.positions import restarting
 from gencore.recipe import Recipe, ReplayError, lasting_name, made_with, register
 from gencore.step_linear import step_linears
 from gencore.tokenizer import Tokenizer
-from gencore.transformer import Transformer, TransformerConfig
+from gencore.transformer import Transformer, TransformerConfig, deeper
 from textgen.folders import files_of, layout_of, read_state, tokenizer_of
 from textgen.run import Trace
 from textgen.text import Settings, as_list, joined, logprobs_of, made_text, pieces, score, started
@@ -177,10 +177,11 @@ class CausalLM(nn.Module):
             scored = [logprobs_of(self.tokenizer, ids, values) for ids, values in score(self, texts)]
         return scored[0] if isinstance(text, str) else scored
 
-    def trainable(self, context=None):
+    def trainable(self, context=None, layers=None):
         """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding.
 
-        context: tokens of its windows, more than now with rotary positions alone, which go on; the farther ones are still to be learnt."""
+        context: tokens of its windows, more than now with rotary positions alone, which go on; the farther ones are still to be learnt.
+        layers: more than now; those that are added change nothing until they are trained."""
         if self.quantize:
             raise InputError(f"{self.quantize} weights are for generating: train the model that was loaded without quantize")
         if any(".base_layer." in name for name, _ in self.named_parameters()):
@@ -195,6 +196,9 @@ class CausalLM(nn.Module):
                 tokenizer = Tokenizer(tokenizer.engine, {**tokenizer.config, "model_max_length": context})
         lm = CausalLM(cfg, tokenizer).to(self.embedding.weight.device)
         lm.load_state_dict(self.state_dict())
+        if layers is not None and whole("layers", layers, 1) > cfg.transformer.layers:
+            lm.transformer = deeper(lm.transformer, layers)
+            lm.cfg = replace(cfg, transformer=lm.transformer.cfg)
         return lm
 
     def _apply(self, fn, recurse=True):

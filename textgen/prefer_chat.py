@@ -24,9 +24,9 @@ from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat
 from textgen.confirmations import bookings, confirm, confirmations, holds, times
 from textgen.conversations import read_conversations
-from textgen.made_bookings import in_small_letters, made_talks
+from textgen.made_bookings import made_talks
 from textgen.preference import Preferences, preference_loss
-from textgen.slots import Swaps, slots
+from textgen.slots import Swaps, in_small_letters, slots
 from textgen.train_chat import QUESTIONS, TASKS
 
 REPEATED = re.compile(r"\b(\w[\w'&-]*(?:\W+\w[\w'&-]*){0,3})\W+\1\b", re.IGNORECASE)                # up to four words, and at once again
@@ -70,7 +70,8 @@ def asked(rows, plan, seed):
         if turns:
             before, theirs, wanted = draw.choice(turns)
             if draw.random() < plan.small:
-                before, theirs = in_small_letters(before), theirs.lower()
+                *before, last = in_small_letters([*before, {"role": "assistant", "content": theirs}])
+                theirs = last["content"]
             yield before, theirs, [slot for slot in wanted if holds(theirs, slot)]                       # not the 1 of "1st"
 
 

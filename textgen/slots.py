@@ -82,3 +82,18 @@ def some_word(words, draw):
         other = draw.choice(words)
         word = word[:draw.randint(1, max(1, len(word) - 1))] + other[draw.randint(0, len(other) - 1):].lower()
     return word
+
+
+def in_small_letters(messages):
+    """As some people write; the assistant takes up their values as they wrote them, and writes the rest as ever."""
+    asked, answered, written = "", "", []
+    for message in messages:
+        text = message["content"].lower() if message["role"] == "user" else message["content"]
+        if message["role"] == "user":
+            asked += f"{text}\n"
+        else:
+            for value in sorted(slots(text), key=len, reverse=True):
+                text = text if value in answered else text.replace(value, value.lower()) if value.lower() in asked else text
+            answered += f"{text}\n"
+        written.append({**message, "content": text})
+    return written

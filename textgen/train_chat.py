@@ -26,10 +26,10 @@ from gencore.tokenizer import train_bpe, with_chat
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat, turn_end
 from textgen.conversations import Packed, conversation_row, packed_loss, read_conversations, split_turns
-from textgen.made_bookings import in_small_letters, made_talks
+from textgen.made_bookings import made_talks
 from textgen.model import CausalLM
 from textgen.presets import llama_shape
-from textgen.slots import Swaps
+from textgen.slots import Swaps, in_small_letters
 
 TASKS, QUESTIONS = ("sgd", "star"), ("dolly_subset", "self_instruct")
 UNKNOWN = ["I'm sorry, I don't know that. I can help you to book a table, a hotel or a taxi.", "I'm afraid I don't know. Is there something to book?",
@@ -98,7 +98,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=".jsonl or .parquet with the columns messages, source and split")
     parser.add_argument("--out", type=Path, default=Path("runs/chat"), help="run folder (default runs/chat)")
-    parser.add_argument("--base", "--start", help="a chat model to go on from, by name or folder; its shape and tokenizer stay")
+    parser.add_argument("--base", "--start", help="a chat model to go on from, by name or folder; its tokenizer and shape stay, but "
+                        "for layers and context that it lacks")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of ChatRun, or train.<field of TrainConfig>")
     args = parser.parse_intermixed_args()
@@ -107,7 +108,7 @@ def main():
     learnt = lessons(rows, "train", cfg.asides, swaps=cfg.swaps, made=cfg.made, seed=cfg.train.seed)
     held = lessons(rows, "validation", cfg.asides, seed=cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
-    lm = CausalLM.from_pretrained(args.base).trainable() if args.base else new(cfg, learnt)
+    lm = CausalLM.from_pretrained(args.base).trainable(cfg.context, cfg.layers) if args.base else new(cfg, learnt)
     data, unseen = windows(lm.tokenizer, learnt, cfg), windows(lm.tokenizer, held[:300], cfg)
     print(f"{len(learnt):,} conversations in {len(data):,} windows of {cfg.context} tokens ({data.cut} exchanges cut); "
           f"{sum(p.numel() for p in lm.parameters()):,} parameters", file=sys.stderr)
