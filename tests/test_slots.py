@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from textgen.slots import JOINTS, Swaps, shared, slots, in_small_letters
+from textgen.slots import JOINTS, Swaps, in_small_letters, shared, slots
 
 TALK = [{"role": "user", "content": "A table at Sino in SF for 3 at 6:30 pm on March 3rd, please."},
         {"role": "assistant", "content": "Please confirm: a table at Sino in San Jose for 3 at 6:30 pm on March 3rd. Sino is $3."},

@@ -61,7 +61,8 @@ class Bookings:
         lines = [line for errand in errands if draw.random() < 0.3 for line in errand(draw, city, f"in {city}")]
         where = "there" if lines and draw.random() < 0.5 else f"in {city}"
         rides = draw.random() < 0.5
-        kinds = (self.event, self.visit, self.home, self.sight, self.nowhere) if rides else (self.hotel, self.hotel, self.table, self.table, self.house)
+        booked = (self.hotel, self.hotel, self.table, self.table, self.house)
+        kinds = (self.event, self.visit, self.home, self.sight, self.nowhere) if rides else booked
         more, place, people = draw.choice(kinds)(draw, city, where)
         lines += more
         if rides or draw.random() < 0.3:
