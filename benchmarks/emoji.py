@@ -74,7 +74,7 @@ def answers(train):
 
 class Judge:
     """pictures -> answers of one kind."""
-    steps = {"name": 4000, "design": 6000, "concept": 6000, "tone": 6000}
+    steps = {"name": 4000, "design": 12000, "concept": 6000, "tone": 6000}
 
     def __init__(self, kind, answer, train, folder):
         self.answer = answer

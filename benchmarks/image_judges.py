@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.checkpoint import load_tensors, save_folder
+from gencore.processor import multiplies_bfloat16
 from imagegen.data import to_unit
 
 
@@ -96,9 +97,12 @@ def train_judge(judge, pixels, labels, *, steps, batch=64, augment=True, seed=0)
     def loss(generator):
         rows = torch.randint(len(pixels), (batch,), generator=generator)
         pictures = to_unit(pixels[rows])
-        return F.cross_entropy(judge(disturbed(pictures, generator) if augment else pictures), labels[rows], label_smoothing=0.05)
+        seen = (disturbed(pictures, generator) if augment else pictures).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16("cpu")):
+            logits = judge(seen)
+        return F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
 
-    return taught(judge, loss, steps=steps, seed=seed)
+    return taught(judge.to(memory_format=torch.channels_last), loss, steps=steps, seed=seed).to(memory_format=torch.contiguous_format)
 
 
 def taught(judge, loss, *, steps, lr=2e-3, seed=0):

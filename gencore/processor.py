@@ -23,3 +23,10 @@ def seconds(dtype, size=384, times=5):
         a @ a
         best = min(best, time.perf_counter() - begun)
     return best
+
+
+@functools.cache
+@torch.compiler.assume_constant_result
+def multiplies_int8():
+    """Whether the CPU has instructions for products of int8 (VNNI), whose sums overflow nowhere."""
+    return torch.cpu._is_vnni_supported()

@@ -285,14 +285,18 @@ def test_a_model_rests_until_the_last_of_several_is_done():
     assert not model.training
 
 
-def test_rows_of_a_batch_in_int8_are_what_they_are_alone():
+@pytest.mark.parametrize("whole, error", [(True, 0.01), (False, 0.02)])
+def test_rows_of_a_batch_in_int8_are_what_they_are_alone(whole, error, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr("gencore.int8.multiplies_int8", lambda: whole)                                    # with VNNI, and without
     linear = torch.nn.Linear(40, 24)
     small, x = Int8Linear(linear), torch.randn(5, 3, 40) * torch.tensor([0.01, 1.0, 30.0, 1.0, 0.0])[:, None, None]
     together = small(x)
     assert all(torch.equal(together[i:i + 1, j:j + 1], small(x[i:i + 1, j:j + 1])) for i in range(5) for j in range(3))
     right = linear(x)
-    assert ((together - right).norm(dim=-1) < 0.02 * right.norm(dim=-1) + 1e-6).all()
+    assert ((together - right).norm(dim=-1) < error * right.norm(dim=-1) + 1e-6).all()
+    rounded = torch.nn.functional.linear(x, small.weight * small.scales[:, None], linear.bias)            # both of the same weights
+    assert ((together - rounded).norm(dim=-1) < error * right.norm(dim=-1) + 1e-6).all() and not torch.equal(together, rounded)
     assert small(x.bfloat16()).dtype == torch.bfloat16
 
 
