@@ -39,6 +39,7 @@ def test_users_speak_loosely_and_the_assistant_in_figures():
     assert all(re.fullmatch(r"\d{1,2}(:\d\d)? [ap]m", said) for said in times.values())
     assert {loose: said for loose, said in times.items() if loose.startswith("half past 7")}.items() <= {
         "half past 7 in the morning": "7:30 am", "half past 7 in the evening": "7:30 pm"}.items()
+    assert times["noon"] == "12 pm" and ("just me", "for 1") in {make.party(random.Random(seed), number=1) for seed in range(40)}
     days = [make.day(random.Random(seed)) for seed in range(60)]
     assert all(said == told for said, told in days if not told.startswith("on ")) and {"tomorrow", "next Friday"} <= {told for _, told in days}
     assert all(said.startswith("on ") for said, told in days if told.startswith("on March"))

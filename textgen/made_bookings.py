@@ -101,7 +101,7 @@ class Bookings:
         half = draw.choice(("am", "pm"))
         said = f"{hour} {half}" if minutes == "00" else f"{hour}:{minutes} {half}"
         when = {"am": "in the morning", "pm": "in the evening"}[half]
-        loose = {"00": f"{hour} o'clock {when}", "15": f"quarter past {hour} {when}", "30": f"half past {hour} {when}"}.get(minutes, said)
+        loose = {"00": "noon" if said == "12 pm" else f"{hour} o'clock {when}", "15": f"quarter past {hour} {when}", "30": f"half past {hour} {when}"}.get(minutes, said)
         return draw.choice((said, said, loose)), said
 
     def at(self, draw):
@@ -117,7 +117,7 @@ class Bookings:
         """-> ("for three", "three of us" or "3 people"; "for 3" or "for 3 people"), of so many or of that number."""
         said, number = self.count(draw, most) if number is None else (COUNTS[number - 1], number)
         people = f"{said} {'people' if number > 1 else 'person'}"
-        return (draw.choice((f"for {said}", f"for {said}", f"for {people}", people, f"{said} of us")),
+        return (draw.choice((f"for {said}", f"for {said}", f"for {people}", people, f"{said} of us" if number > 1 else "just me")),
                 f"for {number}{draw.choice(('', ' people' if number > 1 else ' person'))}")
 
     def rooms(self, draw, *, number=None):
