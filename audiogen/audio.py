@@ -3,19 +3,24 @@ import base64
 import io
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from audiogen.mel import LogMel
 from gencore.check import InputError, dims, whole
 from gencore.folder import writing
-from gencore.sounds import read_sound
+from gencore.metadata import wav_with_comment
+from gencore.sounds import SAMPLES, read_sound
 
 FASTEST = 1_000_000         # Hz that `resample` makes
 KERNEL = 4_000_000          # numbers in a filter of torchaudio's at most: it keeps one for every phase between two rates
 LONGEST = 600.0             # seconds that `load` takes; longer files are refused before they are decoded
+CHANNELS = 8                # at most
+FLAC = 655_350              # Hz that a FLAC can say
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 
@@ -30,9 +35,10 @@ class Audio:
         waveform = samples(self.waveform).cpu()
         waveform = waveform[None] if waveform.ndim == 1 else waveform
         C, _ = dims("waveform", waveform, "C L")
-        if C > 8:
-            raise InputError(f"waveform should be (channels, samples), got {tuple(waveform.shape)}: transpose it")
-        object.__setattr__(self, "sample_rate", whole("sample_rate (Hz)", self.sample_rate, 1))
+        if not 1 <= C <= CHANNELS:
+            raise InputError(f"waveform should be (channels, samples), 1 to {CHANNELS} channels, got {tuple(waveform.shape)}: transpose it, or "
+                             "take some of its channels")
+        object.__setattr__(self, "sample_rate", whole("sample_rate (Hz)", self.sample_rate, 1, 2 ** 31 - 1))
         object.__setattr__(self, "waveform", waveform)
 
     def __repr__(self):
@@ -44,9 +50,11 @@ class Audio:
 
     @classmethod
     def load(cls, path, sample_rate=None):
-        """WAV, FLAC, OGG or MP3 (a path or a file object) -> Audio, resampled when `sample_rate` is given; its recipe comes along."""
+        """WAV, FLAC, OGG or MP3 (a path or a file object) -> Audio, resampled when `sample_rate` is given; its recipe comes along.
+
+        A file that was put together from several sounds has several (gencore.recipe.read); here it has none."""
         name = path if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "the sound")
-        waveform, rate, comment = read_sound(path, name, longest=LONGEST)
+        waveform, rate, comment = read_sound(path, name, longest=LONGEST, samples=SAMPLES)
         audio = cls(waveform, rate, _recipe_of(comment))
         return audio if sample_rate is None else audio.resample(sample_rate)
 
@@ -66,10 +74,18 @@ class Audio:
         buffer = io.BytesIO()
         # Scaled and rounded here: libsndfile may wrap at full scale. By 32768, so that what is read and saved again is the same.
         samples = (self.waveform * 32768).round().clamp(-32768, 32767).short().T.numpy()    # (L, C)
+        text = "" if self.recipe is None else self.recipe.to_json()
+        if kind == "FLAC" and (self.sample_rate > FLAC or not len(samples)):
+            raise InputError(f"a FLAC has samples, at most {FLAC:,} a second, got {self!r}: save it as .wav")
         with soundfile.SoundFile(buffer, "w", self.sample_rate, samples.shape[1], subtype="PCM_16", format=kind) as file:
-            if self.recipe is not None:
-                file.comment = self.recipe.to_json()
+            if text and kind == "FLAC":
+                file.comment = text
             file.write(samples)
+        if not text or kind == "WAV":
+            return wav_with_comment(buffer.getvalue(), text) if text else buffer.getvalue()
+        with soundfile.SoundFile(io.BytesIO(buffer.getvalue())) as file:
+            if file.comment != text:
+                warnings.warn(f"this sound's recipe has {len(text):,} bytes, more than its FLAC took: save it as .wav to keep it", stacklevel=3)
         return buffer.getvalue()
 
     def resample(self, sample_rate):
@@ -94,7 +110,7 @@ class Audio:
         return LogMel(self.sample_rate, bands, 4 * hop, hop)(self.waveform)
 
     def draw(self, path):
-        """Writes a spectrogram as PNG. Returns the path."""
+        """Writes a spectrogram as PNG, whatever the name ends in. Returns the path."""
         from matplotlib.figure import Figure
         mel = self.mono().mel()[0].numpy()
         figure = Figure(figsize=(max(2.0, min(12.0, 1 + 3 * self.seconds)), 2.4), layout="constrained")
@@ -103,7 +119,7 @@ class Audio:
                     extent=(0, self.seconds, 0, 64), interpolation="nearest")
         axes.set(xlabel="seconds", ylabel="mel band")
         with writing(path):
-            figure.savefig(path, dpi=110)
+            figure.savefig(path, dpi=110, format="png")
         return Path(path)
 
     def _repr_html_(self):
@@ -115,14 +131,17 @@ class Audio:
 def samples(values):
     """A tensor or array of sound -> float32 tensor, or InputError: integers, and values that are not finite."""
     try:
+        if isinstance(values, np.ndarray):
+            values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))            # reversed, or of another machine
         waveform = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"waveform should be a tensor or an array of floats in [-1, 1], got {type(values).__name__}") from None
     if not waveform.is_floating_point():
         raise InputError(f"waveform should hold floats in [-1, 1], got {waveform.dtype}: divide 16-bit samples by 32768")
+    waveform = waveform.detach().float()
     if not waveform.isfinite().all():
         raise InputError("waveform holds values that are not finite")
-    return waveform.detach().float()
+    return waveform
 
 
 def interpolated(waveform, old, new, *, zeros=6, rolloff=0.99):

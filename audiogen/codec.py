@@ -14,6 +14,7 @@ from audiogen.mel import LogMel
 from gencore.check import ConfigError, InputError, dims, only_device
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Few, Size, Within, check_fields, from_dict, to_dict
+from gencore.decode import resting
 from gencore.kinds import expect_kind
 from gencore.quantize import QuantizeConfig, ResidualVQ
 
@@ -34,8 +35,8 @@ class CodecConfig:
 
     def __post_init__(self):
         check_fields(self)
-        if self.hop > self.window or (self.window - self.hop) % 2:
-            raise ConfigError(f"CodecConfig.hop should be at most window {self.window} and odd or even as it is, got {self.hop}")
+        if self.window % 2 or self.hop % 2 or 2 * self.hop > self.window:                # windows that overlap by half or more leave no holes
+            raise ConfigError(f"CodecConfig.hop and window should be even, hop at most half the window, got {self.hop} and {self.window}")
         if self.kernel % 2 == 0:
             raise ConfigError(f"CodecConfig.kernel should be odd, got {self.kernel}")
 
@@ -92,7 +93,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents):
         x = self.blocks(self.embed(latents.transpose(1, 2)))                      # (B, D, T)
-        log_magnitude, phase = self.head(self.norm(x.transpose(1, 2))).chunk(2, -1)          # (B, T, F) each
+        log_magnitude, phase = self.head(self.norm(x.transpose(1, 2))).float().chunk(2, -1)  # (B, T, F) each
         return self.overlap_add(torch.polar(log_magnitude.clamp(max=5).exp(), phase))
 
     def overlap_add(self, frames):
@@ -123,7 +124,7 @@ class Codec(nn.Module):
         quantized = self.quantizer(self.encoder(waveform[:, 0]), generator)       # values (B, T, Z)
         return self.decoder(quantized.values)[:, None], quantized
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, waveform):
         """waveform (B,1,L) of floats, or an Audio, at the codec's sample rate -> codes (B,K,T), T = L / hop rounded up, the rest silence."""
         if isinstance(waveform, Audio):
@@ -136,10 +137,10 @@ class Codec(nn.Module):
         if L == 0:
             raise InputError("waveform is empty: the codec needs at least one sample")
         waveform = F.pad(waveform[:, 0].to(self.decoder.window.device), (0, -L % self.cfg.hop))                  # (B, T * hop)
-        latents = self.encoder(waveform)                                          # (B, T, Z)
-        return self.quantizer(latents).codes
+        with resting(self):                                                       # in training codebooks move with what they see
+            return self.quantizer(self.encoder(waveform)).codes
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes):
         """codes (B,K,T), K up to all codebooks -> waveform (B, 1, T * hop) in [-1, 1]."""
         codes = torch.as_tensor(codes)
@@ -148,7 +149,8 @@ class Codec(nn.Module):
         _, _, T = dims("codes", codes, "B K T")
         if T == 0:
             raise InputError("codes are empty: the codec needs at least one frame")
-        return self.decoder(self.quantizer.lookup(codes.to(self.decoder.window.device, torch.long)))[:, None].clamp(-1, 1)
+        with resting(self):
+            return self.decoder(self.quantizer.lookup(codes.to(self.decoder.window.device, torch.long)))[:, None].clamp(-1, 1)
 
     def to(self, device):
         """Moves the codec, which computes in float32, and returns self."""
@@ -181,7 +183,7 @@ class Codec(nn.Module):
         """16 hex digits that stand for all weights of a file: another codec's codes mean other sounds."""
         whole = hashlib.sha256()
         for name, tensor in sorted(self.files()["model.safetensors"].items()):
-            whole.update(name.encode() + tensor.contiguous().view(torch.int16).numpy().tobytes())
+            whole.update(name.encode() + tensor.cpu().contiguous().view(torch.int16).numpy().tobytes())
         return whole.hexdigest()[:16]
 
     def weight_shapes(self):

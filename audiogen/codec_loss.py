@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from audiogen.mel import mel_matrix
+from gencore.check import ConfigError
 
 SCALES = (64, 128, 256, 512, 1024)      # window lengths of the spectral distances
 
@@ -43,6 +44,15 @@ class CodecTraining(nn.Module):
         super().__init__()
         self.codec = codec
         self.distance = SpectralDistance(codec.cfg.sample_rate)
+
+
+def check_training(cfg, window, training):
+    """ConfigError for pieces of `window` samples that a codec of this CodecConfig can't rebuild, or a TrainConfig that teaches no codebook."""
+    if window < 1 or window % cfg.hop:
+        raise ConfigError(f"window should be a multiple of codec.hop, {cfg.hop}, got {window}")
+    if training.steps <= cfg.quantize.warmup or training.accumulate > 1:                  # codebooks move at each part of a step
+        raise ConfigError(f"steps should be more than codec.quantize.warmup, {cfg.quantize.warmup}, after which codebooks begin to learn, and "
+                          f"accumulate 1; got {training.steps} and {training.accumulate}")
 
 
 def codec_loss(model, batch, generator):

@@ -28,11 +28,11 @@ def read_clips(folder, sample_rate, *, split=None, on_error="stop"):
     for name, words, who in zip(rows.names, rows.column(column), rows.column("speaker")):
         if words is None or who is None or not str(words).strip():
             raise DataError(f"{name} has no {'speaker' if who is None else column}: give it one, or take it out of the data")
-        if column == "digit" and words not in range(10):
+        if column == "digit" and str(words).strip() not in map(str, range(10)):              # a CSV's are strings
             raise DataError(f"{name}: digit should be a whole number from 0 to 9, got {words!r:.80}")
     clips = []
     for row in rows.checked(on_error):
-        waveform = Audio(row["audio"], row["sample_rate"]).mono().resample(sample_rate).waveform[0]
+        waveform = Audio(row["audio"].mean(0), row["sample_rate"]).resample(sample_rate).waveform[0]
         text = DIGITS[int(row["digit"])] if column == "digit" else str(row["text"]).strip()
         clips.append(Clip(level(waveform, sample_rate), text, str(row["speaker"])))
     return clips
@@ -82,18 +82,18 @@ def coded(codec, clips, *, versions=1, seed=0):
                 speed = SPEEDS[version % len(SPEEDS)]
                 waveform = waveform if speed == 1 else resample(waveform, round(100 * speed), 100)
                 gain = 0.6 + 0.5 * torch.rand((), generator=generator)
-                waveform = gain * waveform[int(torch.randint(hop, (), generator=generator)):]
+                waveform = gain * waveform[int(torch.randint(min(hop, len(waveform)), (), generator=generator)):]
             codes.append(codec.encode(waveform[None, None])[0])
     return codes
 
 
 def code_batches(codec, clips, cfg, *, batch, versions=1, seed=0):
     """Clips -> CodeBatches for a token model of TokenModelConfig `cfg`; clips longer than it speaks are left out."""
-    short = [clip for clip in clips if len(clip.waveform) <= (cfg.longest - 2) * codec.cfg.hop]
+    most = int((cfg.longest - 1) * (min(SPEEDS) if versions > 1 else 1))                      # the slowest version has a frame for its end as well
+    short = [clip for clip in clips if len(clip.waveform) <= most * codec.cfg.hop]
     if len(short) < len(clips):
-        print(f"left out {len(clips) - len(short)} of {len(clips)} clips that are longer than {cfg.longest} frames "
-              f"({cfg.longest / codec.cfg.frame_rate:.1f} s)")
-    codes = [c[:, :cfg.longest] for c in coded(codec, short, versions=versions, seed=seed)]
+        print(f"left out {len(clips) - len(short)} of {len(clips)} clips that are longer than {most} frames ({most / codec.cfg.frame_rate:.1f} s)")
+    codes = coded(codec, short, versions=versions, seed=seed)
     words = [cfg.words.index(clip.text) for clip in short for _ in range(versions)]
     voices = [cfg.voices.index(clip.speaker) for clip in short for _ in range(versions)]
     return CodeBatches(codes, words, voices, batch=batch, seed=seed, filler=cfg.filler)

@@ -1,6 +1,7 @@
 """Token model of speech: (word, voice) -> codes of the codec, step by step, on the core's Transformer.
 
 After MusicGen (Copet et al. 2023): delay pattern, summed codebook embeddings, one head a codebook, the condition dropped for guidance."""
+import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -48,12 +49,19 @@ class TokenModelConfig:
         for name in ("words", "voices"):
             if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ConfigError(f"TokenModelConfig.{name} should be different names, at least one, got {getattr(self, name)}")
+        if not all(keys := [spoken(word) for word in self.words]) or len(set(keys)) < len(keys):
+            raise ConfigError(f"TokenModelConfig.words should differ in more than small letters and punctuation, and have letters, got {self.words}")
         if len(self.weights) != self.books or min(self.weights) < 0 or sum(self.weights) == 0:
             raise ConfigError(f"TokenModelConfig.weights should be {self.books}, one for each book, none below 0, got {self.weights}")
 
     @property
     def filler(self):
         return self.codes
+
+
+def spoken(text):
+    """A text -> its words in small letters, without punctuation but what lies inside them: ("don't", "forty-two")."""
+    return tuple(re.findall(r"\w+(?:['-]\w+)*", text.lower()))
 
 
 class TokenModel(nn.Module):

@@ -11,10 +11,11 @@ import torch
 from audiogen.audio import Audio
 from audiogen.codec import Codec
 from audiogen.data import DIGITS
-from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, speak
-from gencore.check import CheckpointError, InputError, nearest, only_device, seeds_of, unknown
+from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, speak, spoken
+from gencore.check import CheckpointError, DataError, InputError, nearest, only_device, seeds_of, unknown
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import from_dict, to_dict
+from gencore.decode import resting
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, lasting_name, made_with, register
 from gencore.tokenizer import check_characters
@@ -59,7 +60,8 @@ class TextToSpeech:
         settings = replace(self.cfg.settings, **{name: value for name, value in given.items() if value is not None})
         seed = seeds_of(seed, len(words))[0]
         ids = torch.tensor([self.words.index(word) for word in words])
-        clips = speak(self.model, ids, torch.full_like(ids, self.voices.index(voice)), settings, seed=seed)
+        with resting(self.model):
+            clips = speak(self.model, ids, torch.full_like(ids, self.voices.index(voice)), settings, seed=seed)
         recipe = Recipe.made("audio", self.name, self.digest, inputs={"text": text, "voice": voice}, seed=seed,
                              settings=to_dict(settings)) if self.digest else None
         return Audio(self.joined(clips), self.codec.cfg.sample_rate, recipe)
@@ -70,13 +72,13 @@ class TextToSpeech:
             raise InputError(f"text should be a string, got {type(text).__name__}")
         check_characters("the text", text)
         said = re.sub(r"\d", lambda digit: f" {DIGITS[int(digit[0])]} ", text) if set(DIGITS) <= set(self.words) else text
-        parts = re.findall(r"[\w'-]+", said.lower())
-        known = {tuple(re.findall(r"[\w'-]+", word.lower())): word for word in self.words}
+        parts = spoken(said)
+        known = {spoken(word): word for word in self.words}
         longest = max(map(len, known))
         found, strange, place = [], [], 0
         while place < len(parts):
             for length in range(longest, 0, -1):
-                word = known.get(tuple(parts[place:place + length]))
+                word = known.get(parts[place:place + length])
                 if word is not None:
                     found.append(word)
                     break
@@ -137,6 +139,15 @@ class TextToSpeech:
         save_folder(folder, speech_files(self.cfg, self.model, self.codec))
         saved = TextToSpeech.from_pretrained(Path(folder).resolve()).to(self.model.heads.weight.device)
         self.cfg, self.model, self.codec, self.name, self.digest = saved.cfg, saved.model, saved.codec, saved.name, saved.digest
+
+
+def learnt_from(clips, quantize, *, longest, transformer):
+    """Clips and the QuantizeConfig of a codec -> SpeechConfig of a voice that says their words in their voices. DataError: each is said once."""
+    words, voices = (tuple(sorted({getattr(clip, name) for clip in clips})) for name in ("text", "speaker"))
+    if 2 * len(words) > len(clips):
+        raise DataError(f"{len(clips)} clips have {len(words)} different texts: this model learns words that are said several times")
+    weights = (2.0,) + (1.0,) * (quantize.books - 1)
+    return SpeechConfig(TokenModelConfig(words, voices, quantize.books, quantize.codes, longest, weights=weights, transformer=transformer))
 
 
 def speech_files(cfg, model, codec):

@@ -18,12 +18,12 @@ import torch
 
 from audiogen import Audio, Codec, TextToSpeech
 from audiogen.codec import CodecConfig
-from audiogen.codec_loss import CodecTraining, DecoderFinish, codec_loss, finish_loss
+from audiogen.codec_loss import CodecTraining, DecoderFinish, check_training, codec_loss, finish_loss
 from audiogen.data import Clip, Windows, code_batches, read_clips
-from audiogen.lm import TokenModel, TokenModelConfig, small_transformer, token_loss
-from audiogen.speech import SpeechConfig, speech_files
+from audiogen.lm import TokenModel, small_transformer, token_loss
+from audiogen.speech import learnt_from, speech_files
 from gencore import Run, TrainConfig, fit
-from gencore.check import DataError, command
+from gencore.check import command
 from gencore.config import override
 from gencore.transformer import TransformerConfig
 
@@ -43,6 +43,9 @@ class Plan:
     versions: int = 6           # of each clip for the token model: other loudness, shift, speed
     longest: int = 80           # frames of the longest clip that the voice learns
 
+    def __post_init__(self):
+        check_training(self.codec, self.window, self.spectra)
+
 
 @command
 def main():
@@ -55,7 +58,8 @@ def main():
     args = parser.parse_intermixed_args()
     plan = override(Plan(), args.settings)
     clips = read_clips(args.data, plan.codec.sample_rate, split=args.split) if args.data else notes(plan.codec.sample_rate)
-    train_speaker(plan, train_codec(plan, clips, args), clips, args)
+    cfg = learnt_from(clips, plan.codec.quantize, longest=plan.longest, transformer=plan.transformer)      # before the codec's long training
+    train_speaker(plan, cfg, train_codec(plan, clips, args), clips, args)
 
 
 def card(title, clips, args):
@@ -74,30 +78,26 @@ def train_codec(plan, clips, args):
             Audio(rebuilt, plan.codec.sample_rate).save(folder / f"{step:06d}-{i}.wav")
     def trained(kind, model, loss, config):
         run = Run(args.out / kind, args.resume, export=lambda model: model.codec.files(), sample=sample,
-                  card=card("Audio codec", clips, args))
+                  card=card("Audio codec", clips, args), plan={"window": plan.window})
         return fit(model, loss, Windows(clips, plan.window, config.batch, config.seed), config, run=run).codec
     torch.manual_seed(plan.spectra.seed)
     codec = trained("codec", CodecTraining(Codec(plan.codec)), codec_loss, plan.spectra)
+    torch.manual_seed(plan.finish.seed)
     return trained("finish", DecoderFinish(codec), finish_loss, plan.finish)
 
 
-def train_speaker(plan, codec, clips, args):
+def train_speaker(plan, cfg, codec, clips, args):
     """Codec and clips -> a TextToSpeech folder under run/speaker/model."""
-    words, voices = (tuple(sorted({getattr(clip, name) for clip in clips})) for name in ("text", "speaker"))
-    if 2 * len(words) > len(clips):
-        raise DataError(f"{len(clips)} clips have {len(words)} different texts: this model learns words that are said several times")
-    books, codes = plan.codec.quantize.books, plan.codec.quantize.codes
-    cfg = SpeechConfig(TokenModelConfig(words, voices, books, codes, plan.longest, weights=(2.0,) + (1.0,) * (books - 1),
-                                        transformer=plan.transformer))
+    words, voices = cfg.model.words, cfg.model.voices
     def sample(model, folder, step):
         for i, word in enumerate(words[:4]):
             clip = TextToSpeech(cfg, model, codec)(word, voices[i % len(voices)], seed=step)
             clip.save(folder / f"{step:06d}-{i}.wav")
             clip.draw(folder / f"{step:06d}-{i}.png")
     torch.manual_seed(plan.speaker.seed)
-    data = code_batches(codec, clips, cfg.model, batch=plan.speaker.batch, versions=plan.versions)
+    data = code_batches(codec, clips, cfg.model, batch=plan.speaker.batch, versions=plan.versions, seed=plan.speaker.seed)
     run = Run(args.out / "speaker", args.resume, extend=True, export=lambda model: speech_files(cfg, model, codec), sample=sample,
-              card=card("Voice", clips, args))
+              card=card("Voice", clips, args), plan={"versions": plan.versions})
     fit(TokenModel(cfg.model), token_loss, data, plan.speaker, run=run)
 
 

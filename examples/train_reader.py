@@ -5,7 +5,7 @@
                                                                        {"file_name": "a.png", "text": "what it shows"} lines
     python examples/train_reader.py --resume                           goes on after Ctrl-C or a crash, or for longer with another
                                                                        training.steps
-    python examples/train_reader.py training.steps=300 vision.width=64     any setting, by name
+    python examples/train_reader.py training.steps=300 vision.layers=2     any setting, by name
 
 Writes into --out: checkpoints/, samples/ (test pictures and what was read), loss.png, and model/, which both
 multimodal.Captioner.from_pretrained and transformers' LlavaForConditionalGeneration open. After 500 steps on the drawn scenes about
@@ -20,7 +20,7 @@ from gencore.config import override
 from gencore.data import hold_out
 from gencore.data_folder import held_out_split, image_folder
 from gencore.train import Run, new_accelerator
-from multimodal.data import caption_rows, folder_rows
+from multimodal.data import caption_rows, emoji_and_digits, folder_rows
 from multimodal.learn import LearnConfig, learn
 
 SMALL = ["vision.width=96", "vision.heads=3", "vision.layers=3", "vision.mlp=384", "width=96", "heads=3", "mlp=192", "vocab=400",
@@ -64,7 +64,7 @@ def draw_shape(pen, shape: str, colour: str, place: tuple) -> None:
 
 def sources(data: Path, size: int) -> tuple[list, list]:
     """Rows to train on and rows to judge by: the folder's own splits, or one picture in ten held out."""
-    held = "test" if (data / "emoji").is_dir() else held_out_split(data)
+    held = "test" if emoji_and_digits(data) else held_out_split(data)
     if held:
         return caption_rows(data, "train", size), caption_rows(data, held, size)
     rows = image_folder(data)
@@ -81,7 +81,7 @@ def main():
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of multimodal.learn.LearnConfig, such as training.lr=1e-3")
     args = parser.parse_intermixed_args()
 
-    shipped = args.data is not None and (args.data / "emoji").is_dir() and (args.data / "mnist").is_dir()
+    shipped = args.data is not None and emoji_and_digits(args.data)
     config = override(LearnConfig(), [*([] if shipped else SMALL), *args.settings])
     if args.data is None:
         args.data = args.out / "scenes"
@@ -94,7 +94,7 @@ def main():
 
     for part in test:
         picture, caption = part[0]
-        print(f'"{caption}" is read as "{reader(picture[:3].permute(1, 2, 0).numpy())}"')
+        print(f'"{caption}" is read as "{reader(picture.permute(1, 2, 0).numpy())}"')
     print(f"the model is in {args.out / 'model'}: multimodal.Captioner.from_pretrained({str(args.out / 'model')!r})")
 
 

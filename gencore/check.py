@@ -103,9 +103,10 @@ def only_device(device):
     """`device` as torch.device, for the `to` of what computes in float32 alone; InputError for a dtype or what is no device."""
     import torch
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except (TypeError, RuntimeError) as error:
         raise InputError(f'expected a device such as "cpu" or "cuda" (this computes in float32), got {device!r:.80}') from error
+    return present(found)
 
 
 def in_range(name, value, low, high):

@@ -128,7 +128,7 @@ class Stepper:
 def resting(model):
     """While open, the model is in eval mode; where several are open at once, as two streams may be, until the last is closed."""
     if model not in _resting:
-        _resting[model] = [model.training, 0]
+        _resting[model] = [[module for module in model.modules() if module.training], 0]
         model.eval()
     state = _resting[model]
     state[1] += 1
@@ -137,10 +137,11 @@ def resting(model):
     finally:
         state[1] -= 1
         if not state[1]:
-            model.train(_resting.pop(model)[0])
+            for module in _resting.pop(model)[0]:                # not those that rested before, as a frozen part does
+                module.training = True
 
 
-_resting = WeakKeyDictionary()          # {model: [whether it was training, how many rest in it]}
+_resting = WeakKeyDictionary()          # {model: [its modules that were training, how many rest in it]}
 
 
 def left_padded(prompts, pad, *, extra=0):

@@ -3,7 +3,8 @@ import contextlib
 import io
 import os
 
-from gencore.check import DataError
+from gencore.check import DataError, InputError
+from gencore.metadata import wav_comment
 
 SAMPLES = 256_000_000           # a longer sound is refused before it is decoded (all channels together)
 STREAMED = 0x7FFFF000           # a size of at least this, or 0, in a WAV's header: its writer could not go back to fill it in
@@ -15,6 +16,7 @@ def read_sound(source, name, *, longest=None, samples=None):
     DataError names the file: missing, no sound, cut off, too long, or with samples that are not finite."""
     import soundfile
     import torch
+    start = source.tell() if hasattr(source, "tell") else 0
     if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
         raise DataError(f"{name or repr(name)} {'is a folder' if os.path.isdir(source) else 'does not exist'}: give the path of a sound file")
     try:
@@ -33,7 +35,17 @@ def read_sound(source, name, *, longest=None, samples=None):
     waveform = torch.from_numpy(read.T.copy())                                        # (C, L)
     if not waveform.isfinite().all():
         raise DataError(f"{name} holds samples that are not finite")
-    return waveform, rate, comment
+    return waveform, rate, comment or long_comment(source, start)
+
+
+def long_comment(source, start):
+    """The JSON in a WAV's comment, of which libsndfile gives none that has more than some thousand bytes; "" where there is none."""
+    opened = open(source, "rb") if isinstance(source, (str, os.PathLike)) else contextlib.nullcontext(source)
+    with opened as file, contextlib.suppress(InputError):               # what follows the samples is not judged
+        file.seek(start)
+        raw = file.read() if file.read(4) == b"RIFF" else b""
+        return (wav_comment(b"RIFF" + raw) or b"").decode("utf-8", "replace") if raw else ""
+    return ""
 
 
 def whole_file(source, name):

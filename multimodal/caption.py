@@ -10,14 +10,15 @@ import torch
 
 from gencore.cache import Cache
 from gencore.check import CheckpointError, InputError, floating, only_device, present, whole
-from gencore.checkpoint import load_tensors, naming, resolve, save_folder, tensor_shapes, weights_file
+from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder, tensor_shapes, weights_file
 from gencore.choose import likeliest
 from gencore.decode import decode
-from gencore.families import read_config
+from gencore.families import expect_fields, read_config
 from gencore.kinds import expect_kind
 from gencore.pictures import open_picture, prepare
 from gencore.recipe import Recipe, lasting_name, made_with, register, save_text
 from gencore.tokenizer import Tokenizer
+from imagegen.text_to_image import survives
 from multimodal.families.llava import LLAVA
 from multimodal.splice import Spliced
 
@@ -26,10 +27,11 @@ def greedy(model, pictures, end, *, longest=32):
     """pictures (B,C,H,W) in [-1,1] -> lists of ids without `end`: the likeliest token each time, at most `longest`."""
     B, P = len(pictures), model.cfg.vision.patches
     ids = torch.full((B, P), model.cfg.image_token, device=pictures.device)
+    placeholder = ids[0, :1]                                                         # no word: a picture would have to follow
     cache = Cache(model.cfg.transformer, B, P + longest, dtype=model.table.weight.dtype, device=pictures.device)
     words = decode(model(ids, pictures, cache=cache)[:, -1],                         # (B, V)
                    lambda token: model(token[:, None], cache=cache)[:, -1],
-                   lambda logits, n: likeliest(logits), limit=longest, ended=lambda token: token == end)
+                   lambda logits, n: likeliest(logits.index_fill(1, placeholder, float("-inf"))), limit=longest, ended=lambda token: token == end)
     rows = torch.stack(list(words), 1).tolist()                                      # a row that has ended goes on until all have
     return [row[:row.index(end)] if end in row else row for row in rows]
 
@@ -37,11 +39,15 @@ def greedy(model, pictures, end, *, longest=32):
 class Captioner:
     """Model and tokenizer; called with pictures, gives their captions."""
 
-    def __init__(self, model, tokenizer, name="a captioner that was not saved"):
+    def __init__(self, model, tokenizer, *, name="", digest=""):
         if len(tokenizer) > model.cfg.vocab or tokenizer.eos_id is None:
             raise CheckpointError(f"the tokenizer has {len(tokenizer)} tokens (end: {tokenizer.eos_id}), the model {model.cfg.vocab}: "
                                   f"they are not of one model")
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        if model.cfg.context <= model.cfg.vision.patches:
+            raise CheckpointError(f"the language model reads {model.cfg.context} tokens, a picture takes {model.cfg.vision.patches}: none is left "
+                                  "for words")
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.name, self.digest = name, digest                                        # for recipes
 
     @classmethod
     def from_pretrained(cls, name_or_folder, *, device="cpu"):
@@ -49,6 +55,7 @@ class Captioner:
         device, folder = present(device), resolve(name_or_folder, "multimodal")
         expect_kind(folder, "multimodal.Captioner")
         cfg = read_config(LLAVA, folder / "config.json")
+        check_pictures(folder / "preprocessor_config.json", cfg)
         with torch.device("meta"), naming(folder / "config.json"):
             shapes = {name: t.shape for name, t in own_state(Spliced(cfg)).items()}
         with naming(weights_file(folder)):
@@ -56,18 +63,22 @@ class Captioner:
             state = LLAVA.import_state(cfg, load_tensors(folder))
         model = Spliced(cfg)
         model.load_state_dict({name: t.float() for name, t in state.items()}, strict=not cfg.tied)
-        return cls(model.to(device), Tokenizer.from_folder(folder), lasting_name(folder))
+        return cls(model.to(device), Tokenizer.from_folder(folder), name=lasting_name(folder), digest=made_with(folder))
 
     def to(self, device):
         """Moves the model, which computes in float32, and returns self."""
         self.model.to(only_device(device))
         return self
 
-    def save(self, picture, path, *, max_new_tokens=32):
+    def save(self, picture, path, *, max_new_tokens=None):
         """Reads the picture, writes its caption to `path` and beside it the recipe that gencore.replay makes it again by -> caption."""
+        if not self.digest:
+            raise InputError("this reader's weights lie in no folder that a recipe could name: save_pretrained first, or open one that was saved")
+        max_new_tokens = self.room if max_new_tokens is None else max_new_tokens
         small = to_png(prepare(open_picture(picture), self.model.cfg.vision.image))
-        recipe = Recipe.made("caption", self.name, made_with(resolve(self.name, "multimodal")), seed=0,
+        recipe = Recipe.made("caption", self.name, self.digest, seed=0,
                              inputs={"picture": base64.b64encode(small).decode()}, settings={"max_new_tokens": max_new_tokens})
+        recipe.to_json()                                                             # one that is too large is refused before anything is read
         caption = self(small, max_new_tokens=max_new_tokens)
         save_text(path, caption, recipe)
         return caption
@@ -75,16 +86,23 @@ class Captioner:
     def save_pretrained(self, folder, *, dtype=torch.float32):
         """Writes the folder that from_pretrained and transformers' LlavaForConditionalGeneration and AutoProcessor open."""
         save_folder(folder, self.files(dtype))
+        self.name, self.digest = lasting_name(folder), made_with(folder) if survives(self.model, dtype) else ""
 
     def files(self, dtype=torch.float32):
         """Files of that folder, for gencore.checkpoint.save_folder."""
         return pretrained_files(self.model, self.tokenizer, dtype)
 
+    @property
+    def room(self):
+        """Tokens that a caption may have: what the context leaves beside a picture."""
+        return self.model.cfg.context - self.model.cfg.vision.patches
+
     @torch.inference_mode()
-    def __call__(self, pictures, *, max_new_tokens=32, batch=64, progress=True):
-        """A picture (path, PIL picture, array (H,W,3), tensor (3,H,W) in [-1,1]) -> str; a list of them -> list of str."""
-        P, context = self.model.cfg.vision.patches, self.model.cfg.context
-        whole("max_new_tokens", max_new_tokens, 1, context - P)
+    def __call__(self, pictures, *, max_new_tokens=None, batch=64, progress=True):
+        """A picture (path, PIL picture, array (H,W,3), tensor (3,H,W) in [-1,1]) -> str; a list of them -> list of str.
+
+        max_new_tokens=None: as many as there is room for."""
+        max_new_tokens = whole("max_new_tokens", self.room if max_new_tokens is None else max_new_tokens, 1, self.room)
         whole("batch", batch, 1, 4096)
         alone = not isinstance(pictures, (list, tuple))
         if not alone and not pictures:
@@ -119,6 +137,15 @@ def read_again(recipe):
 register("caption", read_again)
 
 
+def check_pictures(path, cfg):
+    """Refuses a folder whose pictures are prepared in another way than here: three colours, scaled to [-1,1]."""
+    if cfg.vision.channels != 3:
+        raise CheckpointError(f"{path.with_name('config.json')}: num_channels should be 3, as pictures are read, got {cfg.vision.channels}")
+    if path.is_file():
+        with naming(path):
+            expect_fields(read_json(path), {"image_mean": ([0.5] * 3,), "image_std": ([0.5] * 3,)}, "llava")
+
+
 def own_state(model):
     """state_dict of a Spliced without the tied copy of its table."""
     return {name: t for name, t in model.state_dict().items() if not (model.cfg.tied and name == "head.weight")}
@@ -139,7 +166,8 @@ def pretrained_files(model, tokenizer, dtype=torch.float32):
                                       "extra_special_tokens": {"image_token": image_token}}
     return {**files, "model.safetensors": weights,
             "config.json": {**config, "dtype": str(dtype).removeprefix("torch."), **ends, "text_config": {**config["text_config"], **ends}},
-            "generation_config.json": {**ends, "do_sample": False, "max_new_tokens": 32},
+            "generation_config.json": {**ends, "do_sample": False, "max_new_tokens": cfg.context - cfg.vision.patches,
+                                       "suppress_tokens": [cfg.image_token]},
             "preprocessor_config.json": pictures,
             "processor_config.json": {"processor_class": "LlavaProcessor", "patch_size": cfg.vision.patch, "image_token": image_token,
                                       "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}}

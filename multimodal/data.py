@@ -43,6 +43,8 @@ class CaptionBatchRows:
         self.starts = np.cumsum([0] + [len(part) for part in parts])
         self.encode, self.image_token, self.patches = encode, image_token, patches
         self.known = {}
+        for caption in (caption for part in parts for caption in part.captions):     # one that can't be learnt ends no run in its middle
+            self._words(caption)
 
     def __len__(self):
         return int(self.starts[-1])
@@ -79,7 +81,7 @@ def collate(rows):
 
 
 VARIATION_DRAWS = 20
-NOISE_SEED = 19                      # of the draws: the last one seeds a row's noise
+NOISE_SEED = 19                      # of the draws: the last one seeds the row's noise
 
 
 def vary(pictures, draws):
@@ -99,8 +101,9 @@ def vary(pictures, draws):
     contrast, shift = 1 + 0.06 * spread[:, 11:12, None, None], 0.03 * spread[:, 12:13, None, None]
     rgb = (rgb - 0.5) * contrast + 0.5 + shift
     strength = torch.where(plain | (draws[:, 14] < 0.7), 0.0, 0.05 * draws[:, 15])
-    generator = torch.Generator().manual_seed(int(draws[0, NOISE_SEED] * 2 ** 24))
-    rgb = rgb + strength[:, None, None, None] * torch.randn(B, 3, H, W, generator=generator)
+    for i in strength.nonzero()[:, 0].tolist():
+        generator = torch.Generator().manual_seed(int(draws[i, NOISE_SEED] * 2 ** 24))
+        rgb[i] += strength[i] * torch.randn(3, H, W, generator=generator)
     return rgb.clamp(0, 1) * 2 - 1
 
 
@@ -137,11 +140,16 @@ def softened(rgb, sigma):
 def caption_rows(folder, split, size):
     """A data folder -> [CaptionRows]: emoji/ and mnist/ inside it, or one imagefolder with captions (metadata.jsonl, .csv, parquet)."""
     folder = Path(folder)
-    if (folder / "emoji").is_dir() and (folder / "mnist").is_dir():
+    if emoji_and_digits(folder):
         emoji = image_folder(folder / "emoji", split, text="name", check=False)
         repeats = emoji_repeats(emoji) if split == "train" else None
         return [emoji_rows(emoji, repeats), mnist_rows(image_folder(folder / "mnist", split, text=None, check=False))]
     return [folder_rows(image_folder(folder, split), size)]
+
+
+def emoji_and_digits(folder):
+    """Whether a folder holds what the shipped reader learnt from."""
+    return (folder / "emoji").is_dir() and (folder / "mnist").is_dir()
 
 
 def folder_rows(rows, size):

@@ -29,7 +29,7 @@ class LearnConfig:
     longest: int = 32                  # tokens of a caption, at most
     check_rows: int = 500              # test rows that are read at an evaluation
     training: TrainConfig = field(default_factory=lambda: TrainConfig(
-        steps=5000, batch=64, lr=2e-3, muon_lr=2e-3, warmup=100, decay=0.5, weight_decay=0.05, ema=0.998, precision="auto", eval_every=500,
+        steps=4000, batch=64, lr=2e-3, muon_lr=2e-3, warmup=100, decay=0.5, weight_decay=0.05, ema=0.998, precision="auto", eval_every=500,
         save_every=250, threads=1))
 
 
@@ -42,13 +42,21 @@ def learn(train, test, config, *, run):
     torch.manual_seed(config.training.seed)
     model = Spliced(SpliceConfig(config.vision, vocab=len(tokenizer), width=config.width, layers=config.layers, heads=config.heads,
                                  mlp=config.mlp, context=config.vision.patches + config.longest, image_token=tokenizer.id("<image>")))
-    rows = CaptionBatchRows(train, lambda caption: [*tokenizer.encode(caption), tokenizer.eos_id], model.cfg.image_token,
+    rows = CaptionBatchRows(train, lambda caption: words_of(tokenizer, caption), model.cfg.image_token,
                             patches=config.vision.patches, longest=config.longest, seed=config.training.seed)
     judge = Judge(test, tokenizer, config)
     batches = Batches(rows, config.training.batch, seed=config.training.seed, collate=collate)
     run = replace(run, evaluate=judge.evaluate, sample=judge.sample, export=lambda m: pretrained_files(m, tokenizer, torch.bfloat16))
     fit(model, caption_loss, batches, config.training, run=run)
     return Captioner(model, tokenizer)
+
+
+def words_of(tokenizer, caption):
+    """A caption -> its ids and the end; one that holds a special token would end, or be a picture, in its middle."""
+    ids, special = tokenizer.encode(caption), tokenizer.control_tokens()
+    if found := [text for text, number in special.items() if number in ids]:
+        raise DataError(f'the caption "{caption[:60]}" holds {found[0]}, which is a sign of the model\'s own: write it in another way')
+    return [*ids, tokenizer.eos_id]
 
 
 class Judge:
@@ -92,7 +100,8 @@ class Judge:
             axes = figure.add_subplot(4, 4, i + 1)
             axes.imshow((picture.permute(1, 2, 0) + 1) / 2)
             title, colour = (read, "black") if read == captions[i] else (f"{read}\n({captions[i]})", "firebrick")
-            axes.set_title("\n".join(textwrap.fill(line, 30) for line in title.split("\n")), fontsize=7, color=colour)
+            axes.set_title("\n".join(textwrap.fill(line, 30) for line in title.split("\n")), fontsize=7, color=colour,
+                           parse_math=False)
             axes.axis("off")
         figure.savefig(folder / f"{step:06d}.png", dpi=80)
 

@@ -64,7 +64,7 @@ class Request:
                 _known(kind, getattr(group, kind), known)
         _known("relation", self.relation, (None, *RELATIONS))
         _known("place", self.place, (None, *PLACES))
-        counts = [group.count for group in self.groups]
+        counts = [whole("count", group.count, 1, len(NUMBERS)) for group in self.groups]
         if not 1 <= len(counts) <= 2 or min(counts) < 1 or sum(counts) > len(NUMBERS):
             raise InputError(f"a scene has one or two groups and at most {len(NUMBERS)} things, got groups of {counts}")
         if self.relation and counts != [1, 1] or self.place and counts != [1]:
@@ -201,7 +201,8 @@ def paint(things, size=64):
 
 def masks(things, size=64):
     """Things -> bool (n, size, size): the pixels of each, those that it covers by half or more."""
-    return np.stack([np.asarray(coverage) >= 128 for coverage in _coverage(things, size)])
+    covered = [np.asarray(coverage) >= 128 for coverage in _coverage(things, size)]
+    return np.stack(covered) if covered else np.zeros((0, size, size), bool)
 
 
 def cells(things, side=8):

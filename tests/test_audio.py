@@ -37,6 +37,33 @@ def test_a_wav_holds_its_recipe_where_gencore_reads_it(tmp_path):
     assert read(Audio(tone().waveform, 8000, recipe).save(tmp_path / "a.wav")) == recipe
 
 
+def test_a_long_recipe_stays_in_a_wav_and_is_told_of_where_a_flac_takes_none(tmp_path):
+    recipe = Recipe.made("audio", "speaker", "0" * 16, inputs={"text": "zwölf " * 9000}, seed=3, settings={})
+    sound = Audio(tone().waveform, 8000, recipe)
+    again = Audio.load(sound.save(tmp_path / "a.wav"))
+    assert again.recipe == recipe == read(again.save(tmp_path / "b.wav")) and soundfile.read(tmp_path / "b.wav")[1] == 8000
+    with open(tmp_path / "a.wav", "rb") as file:
+        assert Audio.load(file).recipe == recipe
+    endless = Audio(tone().waveform, 8000, replace(recipe, inputs={"text": "x" * 200_000}))
+    if Audio.load(io.BytesIO(endless.encoded("FLAC"))).recipe is None:
+        with pytest.warns(UserWarning, match="recipe has .* bytes, more than its FLAC took: save it as .wav"):
+            endless.save(tmp_path / "c.flac")
+
+
+def test_arrays_of_any_order_are_read_and_what_no_file_can_say_is_refused(tmp_path):
+    wave = tone().waveform[0].numpy()
+    assert Audio(wave[::-1], 8000).waveform[0].flip(0).equal(torch.from_numpy(wave)) and Audio(wave.astype(">f4"), 8000).waveform[0].equal(
+        torch.from_numpy(wave))
+    with pytest.raises(InputError, match="not finite"):
+        Audio(torch.tensor([1e300], dtype=torch.float64), 8000)
+    with pytest.raises(InputError, match="sample_rate"):
+        Audio(wave, 2 ** 40)
+    for wrong in (Audio(wave, 1_000_000), Audio(torch.zeros(1, 0), 8000)):
+        with pytest.raises(InputError, match="a FLAC has samples, at most 655,350 a second.*save it as .wav"):
+            wrong.save(tmp_path / "a.flac")
+    assert tone().draw(tmp_path / "spectrum").is_file()
+
+
 def test_full_scale_is_clipped_not_wrapped(tmp_path):
     loud = Audio(torch.tensor([[2.0, 1.0, -1.0, -3.0]]), 8000)
     assert Audio.load(loud.save(tmp_path / "a.wav")).waveform.tolist() == [[pytest.approx(v, abs=1e-4) for v in (1, 1, -1, -1)]]
@@ -235,15 +262,16 @@ def test_a_recipe_is_found_in_a_flac_without_its_samples(tmp_path, monkeypatch):
         Recipe.made("audio", "a\nb", "0" * 16, inputs={}, seed=1, settings={})
 
 
-@pytest.mark.parametrize("digit", ["12", "-1", "1.5", '"3"'])
+@pytest.mark.parametrize("digit", ["12", "-1", "1.5", '"ten"'])
 def test_digits_that_are_none_are_refused(digit, tmp_path):
     tone(seconds=0.1).save(tmp_path / "a.wav")
     line = '{"file_name": "a.wav", "digit": %s, "speaker": "me"}'
     (tmp_path / "metadata.jsonl").write_text(line % digit)
     with pytest.raises(DataError, match="a.wav: digit should be a whole number from 0 to 9"):
         read_clips(tmp_path, 8000)
-    (tmp_path / "metadata.jsonl").write_text(line % "7")
-    assert read_clips(tmp_path, 8000)[0].text == "seven"
+    for seven in ("7", '"7"'):                                            # a CSV's are strings
+        (tmp_path / "metadata.jsonl").write_text(line % seven)
+        assert read_clips(tmp_path, 8000)[0].text == "seven"
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.wav", "text": "  ", "speaker": "me"}')
     with pytest.raises(DataError, match="a.wav has no text: give it one"):
         read_clips(tmp_path, 8000)

@@ -2,6 +2,7 @@
 import io
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from PIL import Image, ImageDraw
 
 import multimodal
-from gencore.check import CheckpointError, DataError, InputError, UnknownNameError
+from gencore.check import CheckpointError, ConfigError, DataError, InputError, UnknownNameError
+from gencore.checkpoint import seal
 from gencore.pictures import open_picture, prepare
 from gencore.tokenizer import train_bpe
 from multimodal.caption import Captioner, greedy
 from multimodal.data import VARIATION_DRAWS, CaptionBatchRows, CaptionRows, collate, folder_rows, vary
 from multimodal.evaluate import concept_of, name_figures, tone_of
+from multimodal.learn import words_of
 from multimodal.splice import SpliceConfig, Spliced
 from multimodal.vision import VisionConfig
 
@@ -232,10 +235,51 @@ def test_a_row_that_is_not_varied_is_the_picture_on_white():
 
 
 def test_a_caption_that_is_too_long_is_named():
-    data = CaptionBatchRows([CaptionRows(lambda i: torch.zeros(4, 16, 16, dtype=torch.uint8), ["very long"])], lambda caption: [5] * 9, 2,
-                            patches=4, longest=6)
-    with pytest.raises(DataError, match='"very long.*9 tokens, 6 are the most'):
-        data.at(0, 0)
+    rows = CaptionRows(lambda i: torch.zeros(4, 16, 16, dtype=torch.uint8), ["very long"])
+    with pytest.raises(DataError, match='"very long.*9 tokens, 6 are the most'):                # before anything is learnt
+        CaptionBatchRows([rows], lambda caption: [5] * 9, 2, patches=4, longest=6)
+    tokenizer = tiny().tokenizer
+    assert words_of(tokenizer, "a red circle")[-1] == tokenizer.eos_id
+    for sign in ("<image>", "</s>"):
+        with pytest.raises(DataError, match=f'the caption "a {sign} circle" holds {sign}'):
+            words_of(tokenizer, f"a {sign} circle")
+
+
+def test_a_row_is_varied_alone_as_in_a_batch():
+    torch.manual_seed(0)
+    pictures, draws = torch.randint(0, 256, (6, 4, 16, 16), dtype=torch.uint8), torch.rand(6, VARIATION_DRAWS) * 0.6 + 0.4
+    draws[:, 14] = torch.tensor([0.9, 0.5, 0.9, 0.9, 0.5, 0.9])                       # most are noisy
+    together = vary(pictures, draws)
+    for i in range(6):
+        torch.testing.assert_close(vary(pictures[i:i + 1], draws[i:i + 1])[0], together[i], rtol=0, atol=1e-5)
+
+
+def test_a_caption_has_as_many_words_as_there_is_room_for_and_none_is_a_picture():
+    reader = tiny()
+    model = Spliced(replace(reader.model.cfg, context=20, tied=False))
+    with torch.no_grad():
+        model.head.weight.fill_(0)
+        model.head.weight[5] = 0.5
+        for sign in (1, -1):
+            model.head.weight[model.cfg.image_token] = sign                           # one of them makes it the likeliest
+            short = Captioner(model, reader.tokenizer)
+            assert short.room == 16 and isinstance(short(picture()), str)
+            assert model.cfg.image_token not in greedy(model, torch.randn(1, 3, 16, 16), 0, longest=16)[0]
+    with pytest.raises(CheckpointError, match="reads 4 tokens, a picture takes 4: none is left for words"):
+        Captioner(Spliced(replace(reader.model.cfg, context=4)), reader.tokenizer)
+
+
+def test_a_recipe_needs_a_folder_and_folders_prepare_pictures_as_here(tmp_path):
+    reader = tiny()
+    with pytest.raises(InputError, match="lie in no folder that a recipe could name: save_pretrained first"):
+        reader.save(picture(), tmp_path / "a.txt")
+    reader.save_pretrained(tmp_path / "reader")
+    reader.save(picture(), tmp_path / "a.txt")
+    place = tmp_path / "reader" / "preprocessor_config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "image_mean": [0.48, 0.46, 0.41]}))
+    seal(tmp_path / "reader")
+    with pytest.raises(ConfigError, match="image_mean should be"):
+        Captioner.from_pretrained(tmp_path / "reader")
 
 
 def test_a_users_folder_becomes_rows(tmp_path):

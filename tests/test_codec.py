@@ -4,10 +4,11 @@ import torch
 
 from audiogen import Audio, Codec
 from audiogen.codec import CodecConfig
-from audiogen.codec_loss import CodecTraining, DecoderFinish, SpectralDistance, codec_loss, finish_loss
+from audiogen.codec_loss import CodecTraining, DecoderFinish, SpectralDistance, check_training, codec_loss, finish_loss
 from audiogen.mel import spectrum
-from gencore.check import CheckpointError, InputError
+from gencore.check import CheckpointError, ConfigError, InputError
 from gencore.quantize import QuantizeConfig
+from gencore.train import TrainConfig
 
 TINY = CodecConfig(width=16, encoder_blocks=1, decoder_blocks=1, quantize=QuantizeConfig(width=8, books=3, codes=16, decay=0.8, warmup=2))
 
@@ -36,6 +37,31 @@ def test_any_length_is_rounded_up_to_whole_frames():
     for length, frames in ((1, 1), (128, 1), (129, 2), (1000, 8)):
         codes = codec.encode(torch.randn(2, 1, length))
         assert codes.shape == (2, 3, frames) and codec.decode(codes).shape == (2, 1, frames * 128)
+
+
+def test_coding_in_the_middle_of_a_training_changes_nothing():
+    codec, sound = tiny().train(), sounds()
+    before = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
+    codes = codec.encode(sound)
+    assert codec.training and codec.quantizer.training and codes.equal(codec.eval().encode(sound))
+    assert all(tensor.equal(before[name]) for name, tensor in codec.state_dict().items())
+    codec.decode(codes).mul_(0.5)                                                         # a tensor like any other
+
+
+@pytest.mark.parametrize("window, training, words", [
+    (100, {}, "window should be a multiple of codec.hop, 64, got 100"), (0, {}, "window should be a multiple"),
+    (128, {"steps": 2}, "steps should be more than codec.quantize.warmup, 2"), (128, {"accumulate": 2}, "accumulate 1; got 9 and 2")])
+def test_a_training_that_can_teach_nothing_is_refused(window, training, words):
+    cfg = CodecConfig(hop=64, window=128, quantize=QuantizeConfig(warmup=2))
+    check_training(cfg, 128, TrainConfig(steps=9))
+    with pytest.raises(ConfigError, match=words):
+        check_training(cfg, window, TrainConfig(**{"steps": 9, **training}))
+
+
+@pytest.mark.parametrize("hop, window", [(127, 511), (128, 128), (128, 192)])
+def test_windows_that_leave_holes_are_refused(hop, window):
+    with pytest.raises(ConfigError, match=f"hop and window should be even, hop at most half the window, got {hop} and {window}"):
+        CodecConfig(hop=hop, window=window)
 
 
 def test_fewer_books_decode_to_a_coarser_version():

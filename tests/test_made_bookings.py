@@ -94,7 +94,8 @@ def test_a_ride_goes_where_the_talk_was_for_as_many_as_were_spoken_of_last():
 def test_of_rooms_and_tables_that_nobody_counted_there_is_one_and_they_are_for_two():
     make = Bookings(WORDS)
     for kind, question, unsaid in ((make.hotel, r"\d rooms?\b|(?:one|two|three|four) rooms?\b", "1 room"),
-                                   (make.table, r"people|person|of us|just me|for (?:\d\b(?! ?[ap]m)|one|two|three|four|five|six|seven|eight)", "for 2")):
+                                   (make.table, r"people|person|of us|just me|"
+                                    r"for (?:\d\b(?! ?[ap]m)|one|two|three|four|five|six|seven|eight)", "for 2")):
         silent = 0
         for seed in range(200):
             lines, *_ = kind(random.Random(seed), "Rome", "in Rome")

@@ -127,7 +127,9 @@ def test_meanings_say_what_each_word_is_about():
 
 @pytest.mark.parametrize("wrong, words", [
     (lambda: Request((Group("mauve", "circle"),)), "colour should be one of red"),
-    (lambda: Request((Group("red", "circle", count=5),)), "at most 4 things"),
+    (lambda: Request((Group("red", "circle", count=5),)), "count should be a whole number between 1 and 4, got 5"),
+    (lambda: Request((Group("red", "circle", count=1.5),)), "count should be a whole number between 1 and 4, got 1.5"),
+    (lambda: Request((Group("red", "circle", count=3), Group("blue", "circle", count=2))), "at most 4 things"),
     (lambda: Request((Group("red", "circle", count=2),), place="at the top"), "a place belongs to one"),
     (lambda: Request((Group("red", "circle"),), relation="above"), "a relation lies between two")])
 def test_a_request_that_no_scene_answers_is_refused(wrong, words):

@@ -5,12 +5,12 @@ import torch
 import gencore
 from audiogen import Codec, TextToSpeech
 from audiogen.codec import CodecConfig
-from audiogen.data import CodeBatches
+from audiogen.data import Clip, CodeBatches, code_batches
 from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, padded_steps, speak, token_loss
 from audiogen.mel import LogMel
 from audiogen.speech import SpeechConfig, speech_files
 from gencore.attention import AttentionConfig
-from gencore.check import CheckpointError, InputError, UnknownNameError
+from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameError
 from gencore.checkpoint import save_folder
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig
@@ -111,6 +111,23 @@ def test_the_same_seed_is_the_same_sound_and_another_is_not(speaker):
     one, two, other = (speaker("yes", "bob", seed=seed).waveform for seed in (1, 1, 2))
     assert one.equal(two) and not (one.shape == other.shape and one.equal(other))
     assert speaker("yes", seed=1).recipe is None                          # these weights lie in no folder yet
+
+
+def test_words_are_told_apart_by_letters_and_found_without_the_signs_around_them(speaker):
+    for words in (("Hello", "hello!"), ("?!", "no")):
+        with pytest.raises(ConfigError, match="words should differ in more than small letters and punctuation, and have letters"):
+            TokenModelConfig(words, ("me",))
+    word = speaker.words[0]
+    assert speaker.parse(f"- '{word}' - {word.upper()}!") == [word, word]
+
+
+def test_short_clips_are_coded_and_the_longest_keep_their_end():
+    cfg = TokenModelConfig(("a",), ("me",), books=2, codes=16, longest=8, weights=(1.0, 1.0))
+    codec = Codec(CodecConfig(hop=64, window=128, mels=16, width=16, encoder_blocks=1, decoder_blocks=1, quantize=QuantizeConfig(books=2, codes=16)))
+    clips = [Clip(torch.randn(n), "a", "me") for n in (40, 6 * 64 - 30, 7 * 64, 9 * 64)]
+    data = code_batches(codec, clips, cfg, batch=4, versions=4)
+    assert len(data.lengths) == 8 and data.lengths.max() < 8 and data.lengths.min() == 1            # two of them fit at their slowest
+    assert len(code_batches(codec, clips, cfg, batch=3).lengths) == 3
 
 
 def test_phrases_win_over_words_and_silence_lies_between(speaker):

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from audiogen import TextToSpeech
+from gencore.config import override
 from imagegen import TextToImage
 from multimodal import Captioner
+from multimodal.splice import SpliceConfig, Spliced
 from tests.scripts import EXAMPLES, ROOT, run
 from textgen import CausalLM
 
@@ -49,6 +51,14 @@ def settings(kind, steps):
     given = [f"{part}.{name}={value}" for part in PARTS[kind].values()
              for name, value in (("steps", 3), ("warmup", 1), ("eval_every", 2), ("save_every", 2))]
     return [*TINY[kind], *given, f"{PARTS[kind][LAST[kind]]}.steps={steps}"]
+
+
+def test_the_settings_that_the_readers_example_names_make_a_model():
+    import importlib
+    example = importlib.import_module("examples.train_reader")
+    named = re.search(r"train_reader.py (training\S+ \S+)  ", example.__doc__)[1].split()
+    config = override(example.LearnConfig(), [*example.SMALL, *named])
+    assert Spliced(SpliceConfig(config.vision, width=config.width, layers=config.layers, heads=config.heads, mlp=config.mlp))
 
 
 def metrics(folder):

@@ -101,7 +101,8 @@ class Bookings:
         half = draw.choice(("am", "pm"))
         said = f"{hour} {half}" if minutes == "00" else f"{hour}:{minutes} {half}"
         when = {"am": "in the morning", "pm": "in the evening"}[half]
-        loose = {"00": "noon" if said == "12 pm" else f"{hour} o'clock {when}", "15": f"quarter past {hour} {when}", "30": f"half past {hour} {when}"}.get(minutes, said)
+        full = "noon" if said == "12 pm" else f"{hour} o'clock {when}"
+        loose = {"00": full, "15": f"quarter past {hour} {when}", "30": f"half past {hour} {when}"}.get(minutes, said)
         return draw.choice((said, said, loose)), said
 
     def at(self, draw):

@@ -1,11 +1,14 @@
 """LLaVA (transformers: LlavaForConditionalGeneration) <-> multimodal.splice.Spliced: a SigLIP tower, a projector, a Llama.
 
 Written with the names of published files, which every version reads; those of transformers 5 in memory are read too."""
+from dataclasses import replace
+
 from gencore.check import ConfigError
 from gencore.config import from_dict
-from gencore.families import Drop, Family, Rename, Split, Tie, expect_fields, read_fields, write_fields
+from gencore.families import Drop, Family, Rename, Split, Tie, expect_fields, expect_said, read_fields, write_fields
 from multimodal.families import siglip
 from multimodal.splice import SpliceConfig
+from textgen.families.llama import rope_parameters, rotary_fields
 
 TEXT_FIELDS = (
     ("vocab_size", "vocab", 32000),
@@ -34,27 +37,21 @@ def to_ours(config):
     fields = read_fields(TEXT_FIELDS, text, "llava")
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
     image_token = config.get("image_token_index", config.get("image_token_id", 32000))
-    return from_dict(SpliceConfig, {**fields, "vision": siglip.to_ours(config["vision_config"]), "rotary": rotary(text), "tied": tied,
+    return from_dict(SpliceConfig, {**fields, "vision": siglip.to_ours(config["vision_config"]), "rotary": rotary_fields(text), "tied": tied,
                                     "image_token": image_token})
-
-
-def rotary(text):
-    """rope_parameters (transformers 5) or rope_theta and rope_scaling (before) -> fields of RotaryConfig."""
-    rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", text.get("rope_theta", 10000.0))
-    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
-    return {"theta": theta, "scaling": rope if scaled else None}
 
 
 def to_theirs(cfg):
     text = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **write_fields(TEXT_FIELDS, cfg),
             "num_key_value_heads": cfg.kv_heads or cfg.heads, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-            "rope_parameters": {"rope_type": "default", **(cfg.rotary.scaling or {}), "rope_theta": cfg.rotary.theta},
+            "rope_parameters": rope_parameters(cfg.rotary),
             "tie_word_embeddings": cfg.tied, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    return {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "vision_config": siglip.to_theirs(cfg.vision),
-            "text_config": text, "image_token_index": cfg.image_token, "image_seq_length": cfg.vision.patches,
-            "projector_hidden_act": "gelu", "multimodal_projector_bias": True, "vision_feature_select_strategy": "full",
-            "vision_feature_layer": -1, "tie_word_embeddings": cfg.tied}
+    theirs = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "vision_config": siglip.to_theirs(cfg.vision),
+              "text_config": text, "image_token_index": cfg.image_token, "image_seq_length": cfg.vision.patches,
+              "projector_hidden_act": "gelu", "multimodal_projector_bias": True, "vision_feature_select_strategy": "full",
+              "vision_feature_layer": -1, "tie_word_embeddings": cfg.tied}
+    expect_said(replace(cfg, kv_heads=cfg.kv_heads or cfg.heads), to_ours(theirs), "llava")
+    return theirs
 
 
 def rules(cfg):

@@ -1,4 +1,6 @@
 """The spliced model against transformers' LlavaForConditionalGeneration on the same weights, both ways."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,21 @@ def test_transformers_weights_give_the_same_logits_here(text):
     with torch.no_grad():
         expected = model(input_ids=ids, pixel_values=pictures, attention_mask=torch.ones_like(ids)).logits
         torch.testing.assert_close(ours(ids, pictures), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "linear", "factor": 4.0}, {"rope_type": "dynamic", "factor": 2.0},
+                                  {"rope_type": "yarn", "factor": 2.0}, {"rope_type": "default", "partial_rotary_factor": 0.5}])
+@pytest.mark.parametrize("before", [True, False])
+def test_positions_come_back_as_they_were(rope, before):
+    config = theirs().config.to_dict()
+    text = {name: value for name, value in config["text_config"].items() if not name.startswith("rope")}
+    old = {"type": rope["rope_type"], **{name: value for name, value in rope.items() if name != "rope_type"}}        # as files had it
+    text |= {"rope_scaling": old, "rope_theta": 500.0} if before else {"rope_parameters": {**rope, "rope_theta": 500.0}}
+    cfg = LLAVA.to_ours(config | {"text_config": text})
+    assert cfg.rotary.theta == 500.0 and (cfg.rotary.scaling is not None or cfg.rotary.partial == 0.5)
+    assert LLAVA.to_ours(LLAVA.to_theirs(cfg)).rotary == cfg.rotary
+    with pytest.raises(ConfigError, match="the llava layout can't say this model's rotary.layout='interleaved'"):
+        LLAVA.to_theirs(replace(cfg, rotary=replace(cfg.rotary, layout="interleaved")))
 
 
 def tiny_captioner(tied=True):
