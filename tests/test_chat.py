@@ -291,7 +291,7 @@ def test_the_shipped_chat_books_a_hotel_and_a_ride_and_says_what_it_does_not_kno
         talk.append({"role": "user", "content": line})
         said.append(str(chat(talk, temperature=0)))
         talk.append({"role": "assistant", "content": said[-1]})
-    assert said[1] == "Please confirm the following details: 2 rooms at Sabuy in Rome for 3 nights from March 4th."
+    assert said[1] == "Please confirm the following details: 2 rooms for 3 nights at Swins in Rome from March 4th."
     assert "don't know" in said[3] and all(word in said[5] for word in ("confirm", "2", "Luxury"))
     assert "".join(chat.stream(talk[:3], temperature=0)) == said[1]
 
