@@ -14,7 +14,7 @@ from audiogen.mel import LogMel
 from gencore.check import InputError, dims, whole
 from gencore.folder import writing
 from gencore.metadata import wav_with_comment
-from gencore.sounds import SAMPLES, read_sound
+from gencore.sounds import SAMPLES, long_comment, read_sound
 
 FASTEST = 1_000_000         # Hz that `resample` makes
 KERNEL = 4_000_000          # numbers in a filter of torchaudio's at most: it keeps one for every phase between two rates
@@ -54,8 +54,9 @@ class Audio:
 
         A file that was put together from several sounds has several (gencore.recipe.read); here it has none."""
         name = path if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "the sound")
+        start = path.tell() if hasattr(path, "tell") else 0
         waveform, rate, comment = read_sound(path, name, longest=LONGEST, samples=SAMPLES)
-        audio = cls(waveform, rate, _recipe_of(comment))
+        audio = cls(waveform, rate, _recipe_of(comment or long_comment(path, start)))
         return audio if sample_rate is None else audio.resample(sample_rate)
 
     def save(self, path):

@@ -16,7 +16,6 @@ def read_sound(source, name, *, longest=None, samples=None):
     DataError names the file: missing, no sound, cut off, too long, or with samples that are not finite."""
     import soundfile
     import torch
-    start = source.tell() if hasattr(source, "tell") else 0
     if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
         raise DataError(f"{name or repr(name)} {'is a folder' if os.path.isdir(source) else 'does not exist'}: give the path of a sound file")
     try:
@@ -35,11 +34,13 @@ def read_sound(source, name, *, longest=None, samples=None):
     waveform = torch.from_numpy(read.T.copy())                                        # (C, L)
     if not waveform.isfinite().all():
         raise DataError(f"{name} holds samples that are not finite")
-    return waveform, rate, comment or long_comment(source, start)
+    return waveform, rate, comment
 
 
-def long_comment(source, start):
-    """The JSON in a WAV's comment, of which libsndfile gives none that has more than some thousand bytes; "" where there is none."""
+def long_comment(source, start=0):
+    """Path, or file object and where the sound begins in it -> the JSON in a WAV's comment, "" where there is none.
+
+    `read_sound` gives none of more than some thousand bytes: libsndfile does not."""
     opened = open(source, "rb") if isinstance(source, (str, os.PathLike)) else contextlib.nullcontext(source)
     with opened as file, contextlib.suppress(InputError):               # what follows the samples is not judged
         file.seek(start)
