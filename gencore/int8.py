@@ -41,7 +41,7 @@ class Int8Linear(nn.Module):
     def _exact(self, rows, largest):
         """Products of int8, whose sums are whole numbers."""
         scale = largest / 127
-        return torch._int_mm((rows / scale).round().to(torch.int8), self.weight.t()) * scale * self.scales
+        return (torch._int_mm((rows / scale).round_().to(torch.int8), self.weight.t()) * scale).mul_(self.scales)
 
     def _in_seven_bits(self, rows, largest):
         """By torch's dynamic kernel, which takes a bit less of the activations so that sums of two products fit where there is no VNNI."""
