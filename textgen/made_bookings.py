@@ -3,9 +3,9 @@
     Bookings(words)(random.Random(0))       # [{"role": "user", "content": "I need a hotel in Oakland."}, ...]
 
 Names are put together from words and halves of words and numbers are drawn, so that what was said has to be looked up: hotels by nights, rides to
-places that came up earlier for as many as were spoken of (recorded conversations that go on with one of them: `by_days`, `by_ride`), places that
-were turned down before another was taken, and changes of mind, often a mere "three rooms", of which recorded conversations have few. Where nobody
-says how many, it is one room and a table for two, as in the recorded ones. `made_talks` mixes all of them."""
+places that came up earlier for as many as were spoken of (recorded conversations that go on with one of them: `by_days`, `by_ride`) or that the
+user names, places that were turned down before another was taken, and changes of mind, often a mere "three rooms" or "9 pm", of which recorded
+conversations have few. Where nobody says how many, it is one room and a table for two, as in the recorded ones. `made_talks` mixes all of them."""
 import re
 
 from textgen.slots import MONTHS, NAME, made_name
