@@ -126,9 +126,10 @@ def taught(judge, loss, *, steps, lr=2e-3, seed=0):
     return judge.eval()
 
 
-def kept_judge(judge, place, examples, **training):
-    """The judge as the folder `place` has it; else trained on examples() = (pixels, labels), and kept there."""
-    return kept(judge, place, lambda judge: train_judge(judge, *examples(), **training))
+def kept_judge(judge, place, examples, *, steps, augment=True):
+    """The judge as the folder PLACE-STEPS-steps has it; else trained so long on examples() = (pixels, labels), and kept there: one that learnt for
+    another time is another judge."""
+    return kept(judge, place.with_name(f"{place.name}-{steps}-steps"), lambda judge: train_judge(judge, *examples(), steps=steps, augment=augment))
 
 
 def kept(judge, place, train):

@@ -158,6 +158,21 @@ def indented(text, width=4, first=False, blank=False):
     return FILTERS["indent"](text, width, first, blank)
 
 
+def summed(items, attribute=None, start=0):
+    """Numbers alone: lists would be copied for each one that is added."""
+    values = [item.get(attribute) if isinstance(item, dict) else None for item in items] if attribute is not None else list(items)
+    spend(STEP + len(values))
+    if not all(isinstance(value, (int, float)) for value in (start, *values)):
+        raise SecurityError("sum takes numbers")
+    return sum(values, start)
+
+
+def dictionary(*pairs, **named):
+    """dict(), paid for."""
+    spend(weight([*pairs, named]))
+    return dict(*pairs, **named)
+
+
 def round_of(items, cost):
     """What a loop goes over: each round is paid when it begins, the text that stands in its body included."""
     for item in items:
@@ -171,10 +186,15 @@ def literal(value):
     return value
 
 
-def _paid(function):
+def length(value):
+    """What a value costs whose inside nobody looks at."""
+    return len(value) if isinstance(value, (str, list, tuple, dict)) else 0
+
+
+def _paid(function, cost=length):
     """A filter of Jinja's own, whose arguments are paid first and whose result is no generator."""
     def paid(*values, **named):
-        spend(STEP + sum(len(value) for value in (*values, *named.values()) if isinstance(value, (str, list, tuple, dict))))
+        spend(STEP + sum(cost(value) for value in (*values, *named.values())))
         made = function(*values, **named)
         return list(made) if isinstance(made, Iterator) else made
 
@@ -184,10 +204,11 @@ def _paid(function):
 
 
 OWN = {"tojson": tojson, "join": join_filter, "indent": indented, "replace": replaced, "safe": plain, "string": lambda value: str(plain(value)),
-       "_round": round_of, "_literal": literal}
+       "sum": summed, "_round": round_of, "_literal": literal}
 USUAL = ("abs", "capitalize", "count", "d", "default", "first", "float", "int", "items", "last", "length", "list", "lower", "map", "reject",
          "rejectattr", "reverse", "select", "selectattr", "title", "trim", "upper")
-FUNCTIONS = {"range": numbers, "namespace": Namespace, "raise_exception": raise_exception, "strftime_now": strftime_now}
+COMPARING = ("dictsort", "max", "min", "sort", "unique")               # these look into their items
+FUNCTIONS = {"range": numbers, "dict": dictionary, "namespace": Namespace, "raise_exception": raise_exception, "strftime_now": strftime_now}
 
 
 # ---- the room ----
@@ -251,7 +272,7 @@ class Room(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=written,
                          extensions=[Generation, "jinja2.ext.loopcontrols"])
         self.globals = dict(FUNCTIONS)
-        self.filters = {name: _paid(FILTERS[name]) for name in USUAL} | OWN
+        self.filters = {name: _paid(FILTERS[name]) for name in USUAL} | {name: _paid(FILTERS[name], weight) for name in COMPARING} | OWN
 
     def getattr(self, obj, attribute):
         """obj.attribute: a method of the list above, what a namespace or loop holds, or an item."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gencore import transformer
 from gencore.attention import AttentionConfig
 from gencore.check import ConfigError, dims
 from gencore.config import Few, Positive, Share, Size, check_fields
@@ -128,6 +129,15 @@ def finer(dit):
     for name in ("out.weight", "out.bias"):
         weights[name] = weights[name].unflatten(0, (p * p, -1)).mean(0)
     new.load_state_dict(weights)
+    return new
+
+
+def deeper(dit, layers):
+    """DiT -> a new one of `layers` blocks that gives the same velocities until it is trained on (gencore.transformer.deeper)."""
+    new = DiT(replace(dit.cfg, layers=layers))
+    others = {name: tensor for name, tensor in dit.state_dict().items() if not name.startswith("transformer.")}
+    new.transformer = transformer.deeper(dit.transformer, layers)
+    new.load_state_dict({**new.state_dict(), **others})
     return new
 
 

@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gencore import text_encoder
 from gencore.check import command
 from gencore.config import override
-from gencore.text_encoder import TextEncoder, TextEncoderConfig, deeper, train_prompt_tokenizer
+from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.train import Run, TrainConfig
+from imagegen import dit
 from imagegen.alignment import Alignment, PictureTower
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.captioned import Captioned
 from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, scenes, to_pil, to_unit
-from imagegen.dit import DiT, DiTConfig, finer
+from imagegen.dit import DiT, DiTConfig
 from imagegen.emoji_names import COMMON
 from imagegen.reading import train_reading
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
@@ -49,7 +51,7 @@ class Plan:
     scene_share: float = 0.3                           # of each batch, where there are scenes
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(32, 32, 64, 96)))
     words: TextEncoderConfig = TextEncoderConfig(layers=4)       # with --base: layers that it lacks are added
-    transformer: DiTConfig = DiTConfig(patch=1)        # 64 tokens: one of 2 x 2 latents would be as large as a small shape of a scene
+    transformer: DiTConfig = DiTConfig(patch=1)        # 64 tokens: one of 2 x 2 latents would be as large as a small shape; with --base: its layers
     finer: bool = False                                # with --base: its transformer, of larger tokens, goes on with single latents
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
                                             precision="auto")
@@ -110,11 +112,13 @@ def train(plan, sets, args):
     if args.base:
         before = TextToImage.from_pretrained(args.base)
         painter, tokenizer = before.painter, before.tokenizer
-        painter.transformer = finer(painter.transformer) if plan.finer else painter.transformer
+        painter.transformer = dit.finer(painter.transformer) if plan.finer else painter.transformer
+        if plan.transformer.layers > painter.transformer.cfg.layers:
+            painter.transformer = dit.deeper(painter.transformer, plan.transformer.layers)
         painter.transformer.requires_grad_(True)                # what is loaded is at rest
         parts = args.parts
         if plan.words.layers > painter.text_encoder.cfg.layers:
-            painter.text_encoder = deeper(painter.text_encoder, plan.words.layers)
+            painter.text_encoder = text_encoder.deeper(painter.text_encoder, plan.words.layers)
         painter.text_encoder.requires_grad_("prompts" in parts)         # else only a new tower is taught: the encoder has drawn
         painter.autoencoder.requires_grad_("autoencoder" in parts)
     else:

@@ -116,6 +116,11 @@ PUBLISHED = {
              "{{ turn(m, upper=loop.last) }}{% endfor %}{{ messages | map(attribute='role') | join(',') }}",
     "generation": "{% for m in messages %}{{ m.role + ': ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
                   "{% else %}{{ m.content }}{% endif %}{{ '\n' }}\n{% endfor %}",
+    "sorted": "{%- set given = dict(b='two', a='one', C='three') %}{%- for key, value in given|dictsort %}{{ key ~ '=' ~ value ~ ';' }}{% endfor %}"
+              "{%- for key, value in given|dictsort(reverse=true, by='value') %}{{ key }}{% endfor %}"
+              "{%- for m in messages|sort(attribute='role,content', reverse=true) %}{{ m.content }}{% endfor %}"
+              "{{ messages|map(attribute='role')|unique|join(',') }}{{ ['b', 'a', 'B']|sort|join }}{{ [3, 1.5, 2]|sum }}{{ [2, 3]|sum(start=1) }}"
+              "{{ [dict(n=4), dict([('n', 5)])]|sum(attribute='n') }}{{ [3, 1, 2]|min }}{{ messages|map(attribute='content')|map('length')|max }}",
 }
 
 
@@ -217,6 +222,14 @@ ESCAPES = r"""
 {% macro m() %}{% endmacro %}{{ m }}
 {% for i in messages %}{{ loop }}{% endfor %}
 {{ ''.strip }}
+{{ dict }}
+{{ dict() }}
+{{ dict.fromkeys(messages) }}
+{{ dict.__subclasses__() }}
+{{ messages|sort(attribute='__class__')|list|length }}
+{{ messages|unique(attribute='content.__class__')|list|length }}
+{{ messages|min(attribute='__class__') }}
+{{ dict(a=range)|dictsort|length + [range, messages]|sum }}
 """.strip().splitlines()
 
 
@@ -257,6 +270,10 @@ BOMBS = [
     "{% set ns = namespace(x=9) %}{% for i in range(64) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "{{ " + "(" * 40000 + "1" + ")" * 40000 + " }}",
     "{% for i in range(99999) %}" + "word " * 10000 + "{% endfor %}",
+    "{{ ([[1]] * 10**7)|sum(start=[])|length }}",
+    "{{ ([[1]] * 10**7)|sort|length }}",
+    "{% set ns = namespace(x=['a']) %}{% for i in range(30) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ dict(a=ns.x, b=ns.x)|dictsort|length }}",
+    "{{ (range(10**6)|list + range(10**6)|list)|unique|list|length }}",
     "{% set y %}{% for i in range(99999) %}" + "word " * 10000 + "{% endfor %}{% endset %}",
     "{% if 1 %}" * 4000 + "{% endif %}" * 4000,
     "{{ 1.5|round(1000000000, 'ceil') }}",

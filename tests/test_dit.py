@@ -7,7 +7,7 @@ from gencore.check import ConfigError, InputError
 from gencore.diffusion import denoiser, flow_levels, flow_loss, logit_normal
 from gencore.samplers import dpm_solver, guided, last
 from gencore.transformer import Memory
-from imagegen.dit import DiT, DiTConfig, PromptCache, finer
+from imagegen.dit import DiT, DiTConfig, PromptCache, deeper, finer
 
 TINY = DiTConfig(channels=3, size=4, width=32, layers=2, heads=2, captions=8, out_channels=3)
 
@@ -94,6 +94,15 @@ def test_finer_tokens_start_as_those_of_an_even_patch():
     leaving = fine.leave(states.unflatten(1, (2, 2)).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2), even.shape, level)
     assert torch.allclose(F.avg_pool2d(leaving, 2), mean, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(coarse.transformer.parameters(), fine.transformer.parameters()))
+
+
+@torch.no_grad()
+def test_a_deeper_transformer_gives_the_same_velocities_at_first():
+    model, inputs = shaken(), (torch.randn(2, 3, 4, 4), torch.tensor([3.0, 700.0]), prompts(3, 2))
+    more = deeper(model, 5)
+    assert more.cfg.layers == len(more.transformer.blocks) == 5 and torch.equal(more(*inputs), model(*inputs))
+    more.transformer.blocks[-1].mlp.down.weight.normal_()
+    assert model.cfg == TINY and not torch.equal(more(*inputs), model(*inputs))          # nothing is shared
 
 
 def test_wrong_latents_and_sizes_are_refused():

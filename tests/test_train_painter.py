@@ -20,7 +20,8 @@ from imagegen.training import Learner, details_of, drawing_losses
 TINY = override(train_painter.Plan(), ["prompts.steps=1", "prompts.batch=4", "reading.steps=1", "reading.batch=4", "reading.warmup=1",
                                        "painting.steps=2", "painting.batch=2", "painting.warmup=1", "painting.ema=null",
                                        "decoding.steps=2", "decoding.batch=2", "decoding.warmup=1", "decoding.ema=null",
-                                       "autoencoding.steps=1", "autoencoding.batch=2", "autoencoding.warmup=1", "words.layers=2"])
+                                       "autoencoding.steps=1", "autoencoding.batch=2", "autoencoding.warmup=1", "words.layers=2",
+                                       "transformer.layers=2"])
 
 
 def emoji_rows():
@@ -77,6 +78,13 @@ def test_a_prompt_encoder_gets_layers_that_it_lacks(go_on):
     before, after = go_on(train_painter.train, "transformer", plan=override(TINY, ["words.layers=5"]))
     assert after.text_encoder.cfg == replace(before.text_encoder.cfg, layers=5)
     assert after.text_encoder.transformer.blocks[-1].mlp.down.weight.any()
+
+
+def test_a_transformer_gets_layers_that_it_lacks(go_on):
+    more = ["transformer.layers=9", "painting.steps=3"]
+    before, after = go_on(train_painter.train, "transformer", plan=override(TINY, more))
+    assert after.transformer.cfg == replace(before.transformer.cfg, layers=9)
+    assert all(block.mlp.down.weight.any() for block in after.transformer.transformer.blocks)
 
 
 def test_shares_of_a_batch_are_as_asked_and_scenes_may_be_missing():
