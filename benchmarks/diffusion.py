@@ -280,7 +280,8 @@ def by_ddpm(pixels, dtype, steps, *, until=None):
 def quality(args, count=1000):
     """MNIST at 32x32, both U-Nets for as many CPU seconds; Frechet distances in features of a digit judge trained here (no FID)."""
     from imagegen.evaluate import frechet_distance
-    real = {split: cached(args.judges, f"mnist-32-{split}", functools.partial(digits, args.data / "mnist", split, size=32))
+    real = {split: cached(args.judges, f"mnist-32-{split}", functools.partial(digits, args.data / "mnist", split, size=32),
+                          source=args.data / "mnist" / f"{split}.parquet")
             for split in ("train", "test")}
     judge = kept_judge(DigitJudge(), args.judges / "digit", lambda: doubled(real["train"]), steps=1600, augment=False)
     pixels, dtype = real["train"].pixels[:, :1], "bfloat16" if multiplies_bfloat16("cpu") else "float32"

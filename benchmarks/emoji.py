@@ -39,7 +39,8 @@ def main():
     parser.add_argument("--only", choices=["names", "combinations"])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    train, test = (cached(args.judges, split, lambda split=split: emoji(args.data / "emoji", split)) for split in ("train", "test"))
+    train, test = (cached(args.judges, split, lambda split=split: emoji(args.data / "emoji", split), source=args.data / "emoji" / f"{split}.parquet")
+                   for split in ("train", "test"))
     painter = TextToImage.from_pretrained(args.painter)
     wanted = {"names": ("name", "design"), "combinations": ("concept", "tone", "design"), None: tuple(Judge.steps)}[args.only]
     judges = {kind: Judge(kind, answer, train, args.judges) for kind, answer in answers(train).items() if kind in wanted}
@@ -49,7 +50,7 @@ def main():
     kept = json.loads(path.read_text()) if path.is_file() else {}
     for part in [args.only] if args.only else parts:
         figures = parts[part]()
-        kept[part] = figures | {"versions": versions()}
+        kept[part] = figures | {"of": args.painter, "seed": args.seed, "versions": versions()}
         for name, value in figures.items():
             print(f"{name:72} {value:.3f}")
     path.write_text(json.dumps(kept, indent=2) + "\n")

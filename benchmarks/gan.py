@@ -82,7 +82,7 @@ def real_digits(args, split):
         rows = image_folder(args.data / "mnist", split, text=None)
         return Pictures(torch.stack([square(row["image"], 32)[:1] for row in rows]), [{"label": label} for label in rows.column("label")])
 
-    kept = cached(args.judges, f"mnist-32-{split}", read)
+    kept = cached(args.judges, f"mnist-32-{split}", read, source=args.data / "mnist" / f"{split}.parquet")
     return kept.pixels, torch.tensor([row["label"] for row in kept.rows])
 
 

@@ -48,11 +48,11 @@ def main():
     if not args.data:
         print("no --data FOLDER (mnist/ and emoji/): quality is left out, speed alone is measured")
     parts = {**({"quality": quality(args)} if args.data else {}), **({"speed": speed(args.painter)} if args.speed or not args.data else {})}
-    path = RESULTS / "image.json"
+    path, what = RESULTS / "image.json", {"of": args.painter, "style": args.style, "seed": args.seed}
     kept = json.loads(path.read_text()) if path.is_file() else {}
     kept = {part: figures for part, figures in kept.items() if part in ("quality", "speed")}        # whole parts only: no figure outlives its name
     RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(kept | {part: {**figures, "versions": versions()} for part, figures in parts.items()}, indent=2) + "\n")
+    path.write_text(json.dumps(kept | {part: {**figures, **what, "versions": versions()} for part, figures in parts.items()}, indent=2) + "\n")
     for figures in parts.values():
         for name, value in figures.items():
             print(f"{name:54} {value:.3f}")
@@ -60,8 +60,10 @@ def main():
 
 def quality(args):
     """Shares of drawn pictures that the judges read as asked."""
-    real = {"mnist": lambda split: cached(args.judges, f"mnist-{split}", lambda: digits(args.data / "mnist", split)),
-            "emoji": lambda split: cached(args.judges, f"emoji-{split}", lambda: emoji(args.data / "emoji", split))}
+    real = {"mnist": lambda split: cached(args.judges, f"mnist-{split}", lambda: digits(args.data / "mnist", split),
+                                           source=args.data / "mnist" / f"{split}.parquet"),
+            "emoji": lambda split: cached(args.judges, f"emoji-{split}", lambda: emoji(args.data / "emoji", split),
+                                           source=args.data / "emoji" / f"{split}.parquet")}
     digit_judge, emoji_judge = judges(args.judges, real)
     painter = TextToImage.from_pretrained(args.painter)
     labelled_grid(painter(TWENTY_FOUR, seed=args.seed), TWENTY_FOUR, columns=8, side=140, room=50).save(RESULTS / "twenty-four.png")
@@ -95,11 +97,12 @@ def digit_figures(painter, judge, test, seed):
     asked = [(i % 10, DIGIT_WORDINGS[i // 10 % len(DIGIT_WORDINGS)]) for i in range(500)]
     drawn = draw(painter, [wording.format(word=DIGITS[digit], figure=digit) for digit, wording in asked], seed)
     to_pil(grid(drawn[:100], 20)[None])[0].save(RESULTS / "digits.png")
-    rebuilt = painter.painter.autoencoder.decode(encode_all(painter.painter.autoencoder, test.pixels[:1000]))
+    through = lambda pixels: painter.painter.autoencoder.decode(encode_all(painter.painter.autoencoder, pixels))
+    read = lambda pictures: share(torch.cat([verdicts(judge, pictures(part)) for part in test.pixels.split(250)]), labels)
     wanted = torch.tensor([digit for digit, _ in asked])
     return {"digits: 500 drawn, read as asked": share(verdicts(judge, drawn), wanted),
-            "digits: real test pictures (ceiling)": share(torch.cat([verdicts(judge, to_unit(p)) for p in test.pixels.split(500)]), labels),
-            "digits: through the autoencoder (ceiling)": share(verdicts(judge, rebuilt), labels[:1000])}
+            "digits: real test pictures (ceiling)": read(to_unit),
+            "digits: through the autoencoder (ceiling)": read(through)}
 
 
 def emoji_figures(painter, judge, real, args):

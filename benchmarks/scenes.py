@@ -40,7 +40,7 @@ def main():
         pictures = painter(wordings, guidance=guidance, seed=0, output_type="pt", progress=False) * 2 - 1
         figures[f"guidance {guidance:g}: joint, seen"] = shares(asked, seen(judge, pictures))["joint"]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scenes.json").write_text(json.dumps({**figures, "versions": versions()}, indent=2) + "\n")
+    (RESULTS / "scenes.json").write_text(json.dumps({**figures, "of": args.painter, "count": args.count, "versions": versions()}, indent=2) + "\n")
     for name, value in figures.items():
         print(f"{name:54} {value:.3f}")
 

@@ -78,14 +78,14 @@ def tensor_shapes(path):
     return {name: tuple(entry.shape) for file in _weight_files(Path(path)) for name, entry in digest.read_header(file).items()}
 
 
-def read_json(path):
-    """A JSON file -> dict, compared with its digest; CheckpointError names the file and the field."""
+def read_json(path, *, lowest=False):
+    """A JSON file -> dict, compared with its digest; CheckpointError names the file and the field. lowest: -Infinity is a number there."""
     path = Path(path)
     recover(path)
     if not path.is_file():
         raise CheckpointError(f"no file {path}: the checkpoint is incomplete, save or download it again")
     raw = path.read_bytes()
-    values = digest.parse_json(raw, path)
+    values = digest.parse_json(raw, path, lowest=lowest)
     digest.check_fields(path, raw, values)
     return values
 

@@ -29,8 +29,10 @@ class Entry(NamedTuple):
     stop: int
 
 
-def parse_json(raw, name, *, limit=JSON_LIMIT, error=CheckpointError):
-    """bytes -> dict, strictly: UTF-8, no field twice, finite numbers, at most `limit` bytes. `error` names the field."""
+def parse_json(raw, name, *, limit=JSON_LIMIT, error=CheckpointError, lowest=False):
+    """bytes -> dict, strictly: UTF-8, no field twice, finite numbers, at most `limit` bytes. `error` names the field.
+
+    lowest: -Infinity is read as well."""
     if len(raw) > limit:
         raise error(f"{name} has {len(raw)} bytes, expected at most {limit}: it is not what its name says")
 
@@ -43,6 +45,8 @@ def parse_json(raw, name, *, limit=JSON_LIMIT, error=CheckpointError):
         return fields
 
     def finite(text):
+        if lowest and text == "-Infinity":
+            return -math.inf
         if not math.isfinite(float(text)):
             raise error(f"{name}: {text} is not a finite number: write one")
         return float(text)

@@ -350,7 +350,7 @@ def device_of(model):
 
 def raise_stopped(work, code):
     folder = checkpoints(work.run)[-1][1]
-    work.say(f"stopped after step {work.step} of {work.config.steps}; saved {folder}. To go on: the same command with --resume "
+    work.say(f"stopped after step {work.step} of {work.config.steps}; saved {folder}. To go on: the same command with --resume, if it knows that "
              f"(Run(..., resume=True))", always=True)
     raise TrainingStopped(code)
 

@@ -121,15 +121,18 @@ def square(picture, size):
     return torch.from_numpy(np.asarray(sheet.convert("RGB")).copy()).permute(2, 0, 1)
 
 
-def cached(cache, name, make):
-    """Pictures made by `make()` once and kept in the folder `cache` (None = made each time)."""
-    if cache is None:
-        return make()
-    path = Path(cache) / f"{name}.pt"
+def cached(cache, name, make, *, source):
+    """Pictures made by `make()` once of the file `source`, and kept in the folder `cache` for as long as that file stays as it is (None = made
+    each time)."""
+    if cache is None or not Path(source).is_file():
+        return make()                                                                  # which says what is missing
+    stat = Path(source).stat()
+    path = Path(cache) / f"{name}-{stat.st_size}-{stat.st_mtime_ns}.pt"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = make()
-        torch.save({"pixels": made.pixels, "rows": made.rows}, path)
+        made, whole = make(), path.with_suffix(".part")
+        torch.save({"pixels": made.pixels, "rows": made.rows}, whole)
+        whole.replace(path)                                                            # one that was stopped on the way leaves nothing to read
     return Pictures(**torch.load(path, weights_only=True))
 
 

@@ -123,7 +123,7 @@ class Diffusion:
         if guidance != 1 and none_of(self.denoiser, self.labels) is None:
             raise InputError("guidance should be 1: this model has no class that stands for none to lean away from")
         if not isinstance(sampler, str) and sampler is not None:
-            sampler = scheduler_of(sampler, self.schedule)
+            sampler = scheduler_of(sampler, self.schedule, learned=self.denoiser.cfg.out_channels > self.denoiser.cfg.channels)
         else:
             sampler = sampler or self.schedule.sampler
             self.schedule.check_sampler(sampler)
@@ -278,8 +278,9 @@ def remake(recipe):
     """Recipe -> PIL image: what `gencore.replay` calls."""
     settings = {name: recipe.settings[name] for name in ("steps", "guidance", "guidance_interval", "sampler", "size")}
     model, classes = Diffusion.from_pretrained(recipe.model), recipe.inputs["classes"]
-    if isinstance(classes, list) and model.labels:                                          # names, which mean one class each
-        classes = [model.labels[number] if isinstance(number, int) and 0 <= number < len(model.labels) else number for number in classes]
+    if isinstance(classes, list) and model.labels:                                          # a number may be another's name
+        once = {number for number, name in enumerate(model.labels) if model.labels.count(name) == 1}
+        classes = [model.labels[number] if isinstance(number, int) and number in once else number for number in classes]
     pictures = model(classes, seed=recipe.seed, progress=False, **settings)
     return picked(pictures, recipe.inputs["place"])
 

@@ -29,7 +29,7 @@ def opened(name):
     index = read_json(folder / "model_index.json")
     networks, coder = PLACES[index["_class_name"]]
     with naming(folder / "scheduler" / "scheduler_config.json"):
-        schedule = to_schedule(read_json(folder / "scheduler" / "scheduler_config.json"))
+        schedule = to_schedule(read_json(folder / "scheduler" / "scheduler_config.json", lowest=True))       # diffusers writes it
     with naming(folder / "model_index.json"):
         labels = read_labels(index.get("id2label"))
     coder = None if index.get(coder) in (None, [None, None]) else coder                   # no autoencoder: pixels

@@ -104,7 +104,7 @@ def precision_and_recall(made, real, *, k=3):
 def _share_inside(rows, of, k):
     """Share of `rows` that lie in the ball of some row of `of`."""
     reach = nearest_distances(of, of, k=k + 1)[:, k]                               # the nearest row of all is the row itself
-    inside = torch.zeros(len(rows), dtype=torch.bool)
+    inside = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for start, squares in _squares(rows, of):
         inside[start[0]:start[0] + len(squares)] |= (squares.sqrt() <= reach[start[1]:start[1] + squares.shape[1]]).any(1)
     return float(inside.double().mean())
@@ -130,7 +130,7 @@ def nearest_distances(rows, among, *, k=1):
     """rows (N,D), among (M,D) -> (N,k) float64: Euclidean distances to the k nearest rows of `among`, nearest first."""
     N, M, _ = _pair("rows", rows, "among", among)
     whole("k", k, 1, M)
-    found = torch.full((N, k), torch.inf, dtype=torch.float64)
+    found = torch.full((N, k), torch.inf, dtype=torch.float64, device=rows.device)
     for start, squares in _squares(rows, among):
         own = found[start[0]:start[0] + len(squares)]
         own.copy_(torch.cat((own, squares), 1).topk(k, largest=False).values)

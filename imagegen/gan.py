@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import Attention, AttentionConfig
-from gencore.check import ConfigError, InputError, dims, nearest, only_device, seeds_of, whole
+from gencore.check import ConfigError, InputError, dims, floating, nearest, only_device, seeds_of, whole
 from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_folder
 from gencore.config import Few, Size, check_fields, from_dict, to_dict
+from gencore.embeddings import rows_of
 from gencore.kinds import expect_kind
 from gencore.recipe import Recipe, lasting_name, made_with, register
 from imagegen.text_to_image import FORMS, finished, picked, survives
@@ -106,7 +107,7 @@ class Generator(nn.Module):
 
     def classes(self, labels):
         """labels (B,) long -> their vectors (B,Z); points between two of them are classes as well."""
-        return None if self.table is None else self.table(labels)
+        return None if self.table is None else rows_of(self.table, labels, "labels")
 
     def forward(self, latents, classes=None):
         B, _ = dims("latents", latents, "B Z", Z=self.cfg.latent)
@@ -195,6 +196,7 @@ class GAN:
         if labels is None and self.cfg.labels:
             raise InputError(f"labels should be numbers of {len(self.cfg.labels)} classes, one for each picture, got None")
         labels = torch.zeros(len(latents), dtype=torch.long) if labels is None else labels
+        dims("labels", labels, "B", B=len(latents))
         parts = zip(latents.to(self.device).split(TOGETHER), labels.to(self.device).split(TOGETHER))
         return torch.cat([self.generator(part, self.generator.classes(own)).clamp(-1, 1) for part, own in parts])
 
@@ -255,7 +257,7 @@ class GAN:
 
 def generator_files(generator, dtype=torch.float32):
     """Files of a folder that GAN.from_pretrained opens, for `save_folder` and fit's export."""
-    return {"config.json": to_dict(generator.cfg), "model.safetensors": {key: t.to(dtype) for key, t in generator.state_dict().items()}}
+    return {"config.json": to_dict(generator.cfg), "model.safetensors": {key: t.to(floating(dtype)) for key, t in generator.state_dict().items()}}
 
 
 def remake(recipe):

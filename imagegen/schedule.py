@@ -83,7 +83,8 @@ class Schedule:
         if self.path == "ve":
             levels = karras_levels(steps)
             return levels, levels[:-1].log() / 4
-        whole("steps", steps, 1, self.count - (sampler == "dpm_solver" and self.spacing != "trailing"))
+        beyond = self.offset if self.spacing == "leading" else 0           # with the offset the last of all steps would be one too far
+        whole("steps", steps, 1, self.count - (sampler == "dpm_solver" and self.spacing != "trailing") - beyond)
         taken = self._taken(steps, sampler)
         end = torch.zeros(1) if self.to_data or sampler != "ddim" else self.table[:1]
         levels = torch.cat((self.table[taken], end))

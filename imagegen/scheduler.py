@@ -5,7 +5,7 @@ import math
 from contextlib import contextmanager
 
 from gencore.check import InputError, whole
-from imagegen.schedule import PREDICTIONS, to_scheduler
+from imagegen.schedule import PREDICTIONS, VARIANCES, to_scheduler
 
 
 class Scheduler:
@@ -42,22 +42,35 @@ def _joined(predicted, variance):
     return predicted if variance is None else torch.cat((predicted, variance), 1)
 
 
-def scheduler_of(given, schedule):
-    """A scheduler of diffusers, its class (made from the schedule) or its configuration with _class_name -> Scheduler, or InputError."""
+def scheduler_of(given, schedule, *, learned=False):
+    """A scheduler of diffusers, its class (made from the schedule) or its configuration with _class_name -> Scheduler, or InputError.
+
+    learned: the network says a variance."""
     import diffusers
     named = getattr(diffusers, str(given.get("_class_name")), None) if isinstance(given, dict) else given if isinstance(given, type) else type(given)
     if not (isinstance(named, type) and issubclass(named, diffusers.SchedulerMixin)):
         raise InputError(f"sampler should be a name, or a scheduler of diffusers or its class, got {given!r:.80}")
     if isinstance(given, type):
-        flow = {"shift": schedule.shift, "flow_shift": schedule.shift, "use_flow_sigmas": True, "prediction_type": PREDICTIONS[schedule.predicts]} \
-            if schedule.path == "flow" else {}
         with taking(named, "what this model's schedule says"):
-            given = named.from_config(to_scheduler(schedule) | flow)
+            given = named.from_config(fitting(named, schedule, learned))
     config, known = dict(given if isinstance(given, dict) else given.config), inspect.signature(named.__init__).parameters
     config = {field: json.loads(json.dumps(value, default=lambda array: array.tolist())) for field, value in config.items()
               if field in known and not (isinstance(value, float) and value == -math.inf)}     # lambda_min_clipped's default, no word of JSON's
     check_fits(named.__name__, config, schedule)
     return Scheduler(named, config)
+
+
+def fitting(kind, schedule, learned):
+    """The configuration by which a scheduler of that class walks as the schedule says, whatever the schedule's own sampler is."""
+    config = to_scheduler(schedule)
+    if schedule.path == "flow":
+        return config | {"shift": schedule.shift, "flow_shift": schedule.shift, "use_flow_sigmas": True,
+                         "prediction_type": PREDICTIONS[schedule.predicts]}
+    if schedule.path == "vp":
+        config |= {"clip_sample": schedule.clip is not None, "clip_sample_range": schedule.clip or 1.0, "set_alpha_to_one": schedule.to_data}
+        if kind.__name__ == "DDPMScheduler":
+            config |= {"variance_type": VARIANCES[schedule.variance or ("learned" if learned else "small")]}
+    return config
 
 
 def check_fits(name, config, schedule):

@@ -27,6 +27,7 @@ from imagegen.dit import DiT, PromptCache
 from imagegen.families.pixart import PIXART
 from imagegen.families.t5 import T5, encoder_only
 from imagegen.parts import part_files, read_part
+from imagegen.schedule import SOLVER, UNCLIPPED
 
 TOGETHER = 16               # pictures drawn in one batch; more prompts are drawn batch after batch
 FORMS = ("pil", "np", "pt")
@@ -178,9 +179,12 @@ class TextToImage:
 
     def with_autoencoder(self, autoencoder):
         """Another for the same latents, such as a TinyAutoencoder -> a TextToImage that draws with it, without recipes until it is saved."""
-        if autoencoder.cfg.latent != self.painter.transformer.cfg.channels:
-            raise InputError(f"this painter draws latents of {self.painter.transformer.cfg.channels} channels, the autoencoder takes "
-                             f"{autoencoder.cfg.latent}")
+        cfg, channels, shrink = getattr(autoencoder, "cfg", None), self.painter.transformer.cfg.channels, self.painter.autoencoder.cfg.shrink
+        if getattr(cfg, "latent", channels) != channels:
+            raise InputError(f"this painter draws latents of {channels} channels, the autoencoder takes {cfg.latent}")
+        if not hasattr(cfg, "scaling") or getattr(cfg, "shift", 0) or cfg.shrink != shrink:
+            raise InputError(f"expected an Autoencoder or a TinyAutoencoder that shrinks by {shrink} and has no shift, got "
+                             f"{str(cfg or type(autoencoder).__name__):.120}")
         return TextToImage(Painter(self.painter.transformer, self.painter.text_encoder, autoencoder), self.tokenizer, shift=self.shift)
 
     @classmethod
@@ -278,8 +282,9 @@ def picked(pictures, place):
 def read_shift(path):
     """scheduler_config.json -> flow_shift, the one thing in which it may differ from SCHEDULER."""
     with naming(path):
-        scheduler = read_json(path)
-        expect_fields(scheduler, {key: (value,) for key, value in SCHEDULER.items()}, "TextToImage's scheduler")
+        scheduler = read_json(path, lowest=True)                                         # diffusers writes lambda_min_clipped so
+        absent = {"prediction_type": "epsilon", "use_flow_sigmas": False}                # is so for diffusers
+        expect_fields(absent | scheduler, {key: (value,) for key, value in SCHEDULER.items()} | SOLVER | UNCLIPPED, "TextToImage's scheduler")
         shift = scheduler.get("flow_shift", 1.0)
         if isinstance(shift, bool) or not isinstance(shift, (int, float)) or not 0.01 <= shift <= 100:
             raise ConfigError(f"flow_shift should be between 0.01 and 100, got {shift!r}")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from gencore import text_encoder
-from gencore.check import command
+from gencore.check import ConfigError, command
 from gencore.config import override
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.train import Run, TrainConfig
@@ -30,7 +30,7 @@ from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, capt
 from imagegen.dit import DiT, DiTConfig
 from imagegen.emoji_names import COMMON
 from imagegen.reading import train_reading
-from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
+from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files, survives
 from imagegen.training import train_autoencoder, train_decoder, train_prompts, train_transformer
 
 SHOWN = ([f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" for name in COMMON[:200:9][:17]]
@@ -62,6 +62,15 @@ class Plan:
     painting: TrainConfig = TrainConfig(steps=12000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,
                                         precision="auto", eval_every=500, save_every=500)
 
+    def __post_init__(self):
+        if self.prompts.accumulate > 1:
+            raise ConfigError(f"prompts.accumulate should be 1, got {self.prompts.accumulate}: captions are told from the others of their batch")
+        if not self.autoencoder.quant_convs:
+            raise ConfigError("autoencoder.quant_convs should be true: the latents are brought to spread 1 in these convolutions")
+        shares = (self.digit_share, self.scene_share)
+        if min(shares) < 0 or sum(shares) >= 1:
+            raise ConfigError(f"digit_share and scene_share should be 0 or more and leave some of 1 for emoji, got {shares[0]} and {shares[1]}")
+
 
 @command
 def main():
@@ -76,7 +85,7 @@ def main():
     if args.parts and not args.base:
         parser.error("--parts needs --base: which painter's parts should go on?")
     args.parts = args.parts.split(",") if args.parts else ["transformer"]
-    if args.parts != ["decoder"] and ("transformer" not in args.parts or not set(args.parts) < set(PARTS)):
+    if args.parts != ["decoder"] and ("transformer" not in args.parts or not set(args.parts) <= set(PARTS[:3])):
         parser.error(f"--parts should hold transformer and some of {', '.join(PARTS[:2])}, or be decoder alone, got {','.join(args.parts)}")
     plan = override(Plan(), args.settings)
     sets = read(args.data, args.out / "cache", plan)
@@ -93,13 +102,14 @@ class Sets:
 
 def read(folder, cache, plan):
     """The data folder -> Sets."""
-    written = cached(cache, "mnist", lambda: digits(folder / "mnist"))
+    written = cached(cache, "mnist", lambda: digits(folder / "mnist"), source=folder / "mnist" / "train.parquet")
     if (folder / "scenes").is_dir():
         composed = scenes(folder / "scenes")
     else:
         print(f"{folder} has no scenes/ (multimodal.scenes writes them): emoji and digits alone")
         composed = Pictures(torch.empty(0, 3, 64, 64, dtype=torch.uint8), [])
-    return Sets(cached(cache, "emoji", lambda: emoji(folder / "emoji")), Pictures(written.pixels[:plan.digits], written.rows[:plan.digits]), composed)
+    drawn = cached(cache, "emoji", lambda: emoji(folder / "emoji"), source=folder / "emoji" / "train.parquet")
+    return Sets(drawn, Pictures(written.pixels[:plan.digits], written.rows[:plan.digits]), composed)
 
 
 def train(plan, sets, args):
@@ -111,7 +121,7 @@ def train(plan, sets, args):
     everything = captioned(sets, digits=0.1, scenes=0.2)
     if args.base:
         before = TextToImage.from_pretrained(args.base)
-        painter, tokenizer = before.painter, before.tokenizer
+        painter, tokenizer, shift = before.painter, before.tokenizer, before.shift
         painter.transformer = dit.finer(painter.transformer) if plan.finer else painter.transformer
         if plan.transformer.layers > painter.transformer.cfg.layers:
             painter.transformer = dit.deeper(painter.transformer, plan.transformer.layers)
@@ -124,26 +134,30 @@ def train(plan, sets, args):
     else:
         tokenizer = train_prompt_tokenizer(vocabulary(sets), plan.words.vocab, length=32)
         encoder = TextEncoder(override(plan.words, [f"vocab={len(tokenizer)}"]))
-        painter = Painter(DiT(plan.transformer), encoder, Autoencoder(plan.autoencoder))
+        painter, shift = Painter(DiT(plan.transformer), encoder, Autoencoder(plan.autoencoder)), 1.0
         parts = ["autoencoder", "prompts", "transformer"]
     if "autoencoder" in parts:
         train_autoencoder(painter.autoencoder, everything, plan.autoencoding, run=run("autoencoder"))
+    torch.manual_seed(1)                                                # anew for each part: one that was stopped between two ends alike
     alignment = train_prompts(Alignment(painter.text_encoder, PictureTower()), tokenizer, everything, plan.prompts, run=run("prompts"))
     if everything.words:
+        torch.manual_seed(2)
         train_reading(painter.text_encoder, tokenizer, everything, plan.reading, run=run("reading"))
 
     def sample(model, folder, step):
-        pictures = TextToImage(model.painter, tokenizer).draw(SHOWN, range(len(SHOWN)), DrawSettings(steps=12))
+        pictures = TextToImage(model.painter, tokenizer, shift=shift).draw(SHOWN, range(len(SHOWN)), DrawSettings(steps=12))
         to_pil(grid(pictures, 9)[None])[0].save(folder / f"{step:06d}.png")
 
     chosen = captioned(sets, digits=plan.digit_share, scenes=plan.scene_share, favour=plan.favour, noto=plan.noto, flags=False)
-    export = lambda model: pipeline_files(model.painter, tokenizer, dtype=torch.bfloat16)
+    export = lambda model: pipeline_files(model.painter, tokenizer, shift=shift, dtype=torch.bfloat16)
+    torch.manual_seed(3)
     train_transformer(painter, alignment.tower, tokenizer, chosen, config=plan.painting, run=run("transformer", sample=sample, export=export))
 
 
 def sharpen(plan, sets, args):
     """A painter's decoder alone."""
     before = TextToImage.from_pretrained(args.base)
+    dtype = torch.bfloat16 if survives(before.painter, torch.bfloat16) else torch.float32             # all else stays, to the bit
     some = captioned(sets, digits=0.1, scenes=0.2, favour=2.0, noto=2.0, flags=False)
     shown = to_unit(some.pixels[some.draw(24, np.random.default_rng(0))])
 
@@ -152,7 +166,7 @@ def sharpen(plan, sets, args):
         to_pil(grid(pairs, 12)[None])[0].save(folder / f"{step:06d}.png")
 
     run = Run(args.out / "decoder", args.resume, extend=True, card={"title": "Painter: decoder"}, sample=sample,
-              export=lambda model: pipeline_files(before.painter, before.tokenizer, dtype=torch.bfloat16))
+              export=lambda model: pipeline_files(before.painter, before.tokenizer, shift=before.shift, dtype=dtype))
     train_decoder(before.painter.autoencoder, some, plan.decoding, run=run)
 
 

@@ -69,7 +69,7 @@ def train_transformer(painter, tower, tokenizer, data, *, config, run):
 def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
     """Captioned -> batches of latents and encoded captions; beside(picture numbers) -> what else a batch holds."""
     length = tokenizer.config["model_max_length"]
-    latents = encode_all(painter.autoencoder, data.pixels)
+    latents = encode_all(painter.autoencoder, data.pixels) * painter.autoencoder.cfg.scaling
     details = None if data.variants is None else details_of(latents, data.variants)
 
     def columns(rows, rng):

@@ -207,11 +207,26 @@ def test_a_schedule_survives_the_way_there_and_back_and_diffusers_takes_the_same
             torch.testing.assert_close(levels, theirs.sigmas.float(), rtol=1e-5, atol=0)
 
 
+def test_as_many_steps_as_training_had_less_the_offset():
+    assert len(Schedule(offset=1).levels(999)[1]) == 999 and len(Schedule(offset=1, sampler="dpm_solver").levels(998)[1]) == 998
+    for sampler, steps in (("ddim", 1000), ("dpm_solver", 999)):
+        with pytest.raises(InputError, match=f"steps should be a whole number between 1 and {steps - 1}"):
+            Schedule(offset=1, sampler=sampler).levels(steps)
+
+
+def test_a_class_of_diffusers_walks_as_the_schedule_says_whatever_its_own_sampler_is():
+    import diffusers
+    solver = Diffusion(tiny_dit(), coder(), labels=CLASSES, schedule=Schedule(sampler="dpm_solver"))
+    for name, kind in (("ddim", diffusers.DDIMScheduler), ("ddpm", diffusers.DDPMScheduler)):              # which clip, unless they are told
+        ours, theirs = (solver("star", steps=3, seed=0, sampler=sampler, output_type="pt") for sampler in (name, kind))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
 def test_defaults_of_diffusers_are_read_as_they_are_meant():
     """A configuration that says next to nothing means what the class there takes for granted."""
     import diffusers
     for name in ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"):
-        whole = {field: value for field, value in getattr(diffusers, name)().config.items() if field != "lambda_min_clipped"}
+        whole = dict(getattr(diffusers, name)().config)
         assert to_schedule({"_class_name": name}) == to_schedule(whole | {"_class_name": name})
 
 
@@ -306,6 +321,14 @@ def test_parts_in_each_others_places_are_named(saved, tmp_path):
         (tmp_path / "m" / a).rename(tmp_path / "m" / b)
     with pytest.raises(CheckpointError, match="in each other's places"):
         Diffusion.from_pretrained(tmp_path / "m")
+
+
+def test_a_picture_of_a_class_whose_name_is_anothers_too_replays(tmp_path):
+    Diffusion(tiny_dit(), coder(), labels=("crane", "owl", "crane", "2")).save_pretrained(tmp_path / "m")
+    drawn = Diffusion.from_pretrained(tmp_path / "m")
+    made = drawn([0, 1, 3], steps=1, seed=0)
+    made[0].save(tmp_path / "a.png")
+    assert gencore.replay(tmp_path / "a.png").tobytes() == made[0].tobytes() != drawn("crane", steps=1, seed=0)[0].tobytes()
 
 
 def test_a_number_that_is_another_classs_name_is_refused_and_its_pictures_replay(tmp_path):

@@ -319,6 +319,7 @@ def test_seal_refuses_what_can_not_be_read(model, tmp_path):
 @pytest.mark.parametrize("raw, says", [
     (b'{"a": 1, "width": 2, "width": 3}', '"width" appears twice'),
     (b'{"a": NaN}', "NaN is not a finite number"),
+    (b'{"a": -Infinity}', "-Infinity is not a finite number"),
     (b'{"a": 1e999}', "1e999 is not a finite number"),
     (b'{"a": 1, "eps": 1e-5,', 'near the field "eps"'),
     (b'{"a": 1, "eps": \xff}', 'not UTF-8 at byte 16 near the field "eps"'),

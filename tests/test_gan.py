@@ -150,6 +150,19 @@ def test_a_folder_draws_the_same_again_alone_and_in_a_list(game, tmp_path):
     assert gan("left", seed=1, output_type="np").shape == (1, 8, 8, 1) and gan("left", seed=1, output_type="pt").shape == (1, 1, 8, 8)
 
 
+def test_a_dtype_by_name_and_labels_of_another_number(game, tmp_path):
+    gan = GAN(game.generator)
+    gan.save_pretrained(tmp_path / "half", dtype="bfloat16")
+    assert GAN.from_pretrained(tmp_path / "half").generator.start.weight.equal(game.generator.start.weight.bfloat16().float())
+    with pytest.raises(InputError, match="dtype should be a floating one"):
+        gan.save_pretrained(tmp_path / "none", dtype=torch.int8)
+    assert not (tmp_path / "none").exists()
+    latents = torch.randn(3, game.generator.cfg.latent)
+    for labels, words in ((torch.zeros(2).long(), "labels: B should be 3"), (torch.full((3,), 9), "labels should be between 0 and 1")):
+        with pytest.raises(InputError, match=words):
+            gan.draw(latents, labels)
+
+
 def test_what_was_just_saved_has_recipes_unless_it_was_rounded(game, tmp_path):
     gan = GAN(game.generator)
     assert "recipe" not in gan("left", seed=0)[0].info

@@ -3,10 +3,11 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gencore.pictures import eight_bits, read_picture
-from imagegen.data import labelled_grid, on_white, square
+from imagegen.data import Pictures, cached, labelled_grid, on_white, square
 
 RAMP = np.tile(np.linspace(0, 1, 32), (32, 1))               # black on the left, white on the right
 
@@ -47,3 +48,18 @@ def test_places_without_a_number_are_black_and_the_rest_stays_as_it_was():
     seen = np.asarray(eight_bits(values))
     assert np.abs(seen[5:].mean(0) / 255 - (RAMP[0] * 1.02).clip(0, 1)).max() < 0.01 and seen[0, 0] == seen[1, 1] == seen[2, 2] == 0
     assert np.asarray(eight_bits(np.full((2, 2), np.nan, np.float32))).max() == 0
+
+
+def test_what_is_kept_is_of_the_file_as_it_is(tmp_path):
+    source, cache, made = tmp_path / "train.parquet", tmp_path / "cache", []
+
+    def make():
+        made.append(source.stat().st_size)
+        return Pictures(torch.full((1, 3, 4, 4), made[-1], dtype=torch.uint8), [{"label": 1}])
+
+    for text in ("one", "one", "three"):
+        if not source.is_file() or source.read_text() != text:
+            source.write_text(text)
+        assert cached(cache, "some", make, source=source).pixels.unique().tolist() == [len(text)]
+    assert made == [3, 5] and not list(cache.glob("*.part"))
+    assert cached(None, "some", make, source=source).rows == [{"label": 1}] and made == [3, 5, 5]

@@ -1,4 +1,6 @@
 """imagegen/tiny_training.py, autoencoder_files.py, examples/image/fast_decoder.py: a tiny one follows its teacher, and a painter draws with it."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,10 @@ def test_a_painter_draws_edits_and_is_saved_with_one_and_diffusers_opens_it(tmp_
     painter.name, painter.digest = "p", "d"
     with pytest.raises(InputError, match="draws latents of 3 channels, the autoencoder takes 4"):
         painter.with_autoencoder(TinyAutoencoder(TinyAutoencoderConfig()))
+    own = painter.painter.autoencoder.cfg
+    for other in (Autoencoder(replace(own, shift=0.5)), Autoencoder(replace(own, channels=own.channels[:-1])), object()):
+        with pytest.raises(InputError, match="expected an Autoencoder or a TinyAutoencoder that shrinks by"):
+            painter.with_autoencoder(other)
     painter = painter.with_autoencoder(pupil_of(painter.painter.autoencoder, 4, 1).eval().requires_grad_(False))
     assert "recipe" not in painter("a seven", steps=1, seed=0, progress=False)[0].info
     painter.save_pretrained(tmp_path / "p")

@@ -12,10 +12,11 @@ from gencore.diffusion import logit_normal
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from imagegen import TextToImage, train_painter
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
-from imagegen.data import Pictures
+from imagegen.captioned import Captioned
+from imagegen.data import Pictures, to_unit
 from imagegen.dit import DiT, DiTConfig
 from imagegen.text_to_image import Painter
-from imagegen.training import Learner, details_of, drawing_losses
+from imagegen.training import Learner, details_of, drawing_losses, latent_batches
 
 TINY = override(train_painter.Plan(), ["prompts.steps=1", "prompts.batch=4", "reading.steps=1", "reading.batch=4", "reading.warmup=1",
                                        "painting.steps=2", "painting.batch=2", "painting.warmup=1", "painting.ema=null",
@@ -165,8 +166,46 @@ def test_a_decoder_goes_on_and_all_else_stays(go_on):
     assert all(same(before.autoencoder.encoder, after.autoencoder.encoder)) and all(same(before.transformer, after.transformer))
 
 
-def test_a_decoder_alone_needs_a_painter(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_painter", "--data", "nowhere", "--parts", "decoder"])
+def test_a_base_keeps_its_shift_and_a_decoder_in_training_the_bits_of_the_others(go_on, tmp_path):
+    base = TextToImage.from_pretrained("painter")
+    base.painter.transformer.out.bias.data += 1e-5                                                         # nothing of bfloat16
+    TextToImage(base.painter, base.tokenizer, shift=3.0).save_pretrained(tmp_path / "base")
+    before, after = go_on(train_painter.sharpen, "decoder", base=tmp_path / "base")
+    assert all(same(before.transformer, after.transformer)) and TextToImage.from_pretrained(tmp_path / "decoder" / "model").shift == 3.0
+    go_on(train_painter.train, "transformer", base=tmp_path / "base")
+    assert TextToImage.from_pretrained(tmp_path / "transformer" / "model").shift == 3.0
+
+
+def test_a_part_begins_alike_whatever_was_drawn_before_it(go_on, monkeypatch):
+    starts = []
+    for drawn in (1, 5):
+        monkeypatch.setattr(train_painter, "train_prompts", lambda *given, **named: SimpleNamespace(tower=None))
+        monkeypatch.setattr(train_painter, "train_reading", lambda *given, drawn=drawn, **named: torch.rand(drawn))
+        monkeypatch.setattr(train_painter, "train_transformer", lambda *given, **named: starts.append(float(torch.rand(1))) or sys.exit())
+        with pytest.raises(SystemExit):
+            go_on(train_painter.train, "transformer")
+    assert starts[0] == starts[1]
+
+
+def test_latents_are_learnt_as_they_are_drawn():
+    tokenizer = train_prompt_tokenizer(["red circle, noto style"] * 4, 300, length=12)
+    autoencoder = Autoencoder(AutoencoderConfig(channels=(4, 4, 8, 8), groups=2, scaling=0.5))
+    words = TextEncoder(TextEncoderConfig(vocab=300, width=20, heads=2, head_width=8, mlp=30))
+    drawing = TextToImage(Painter(DiT(DiTConfig(width=24, layers=3, heads=2, captions=20)), words, autoencoder), tokenizer)
+    pixels = emoji_rows().pixels
+    data = Captioned(pixels, lambda i, rng: "red circle, noto style", torch.arange(4), np.array([0.0, 0.0, 1.0, 0.0]))
+    with torch.no_grad():
+        learnt = latent_batches(drawing.painter, tokenizer, data, replace(TINY.painting, batch=2)).batch(0)["latents"]
+        torch.testing.assert_close(learnt, drawing.encode(to_unit(pixels[2:3])).expand_as(learnt), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("given, words", [
+    (["--parts", "decoder"], "--parts needs --base"), (["--base", "painter", "--parts", "transformer,decoder"], "or be decoder alone"),
+    (["digit_share=0.8", "scene_share=0.5"], "leave some of 1 for emoji, got 0.8 and 0.5"), (["prompts.accumulate=2"], "accumulate should be 1"),
+    (["autoencoder.quant_convs=false"], "quant_convs should be true"),
+])
+def test_what_can_not_be_trained_is_said_at_the_door(given, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_painter", "--data", "nowhere", *given])
     with pytest.raises(SystemExit):
         train_painter.main()
-    assert "--parts needs --base" in capsys.readouterr().err
+    assert words in capsys.readouterr().err

@@ -56,7 +56,7 @@ def main():
 def train(plan, base, args):
     """The branch; what was held out, before and after."""
     torch.manual_seed(plan.train.seed)
-    whole("held_out", plan.held_out, 2), whole("moved", plan.moved, 1)          # a scene and a drawing
+    whole("held_out", plan.held_out, 2, 2 * min(plan.scenes, len(COMMON) // 2) - 2), whole("moved", plan.moved, 1)    # half scenes, half drawings
     controlled = ControlledTextToImage(base, Control.beside(plan.control, base.painter))
     data, captions, held = learnt_from(plan, args.data, controlled)
     lines, asked = edges(to_unit(data.pixels[held])), [captions[i] for i in held]
