@@ -100,7 +100,7 @@ def main():
         print(f"\n--- step {step} ---\n{text}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(text, encoding="utf-8")
 
-    run = Run(args.out, resume=args.resume, extend=True, plan={"dropout": cfg.dropout}, evaluate=evaluate, sample=sample,
+    run = Run(args.out, resume=args.resume, extend=True, plan={"dropout": cfg.dropout, "context": cfg.context}, evaluate=evaluate, sample=sample,
               export=lambda model: model.files(dtype=torch.bfloat16),
               card={"title": args.out.name, "Data": what})
     fit(lm, loss, TokenWindows(torch.tensor(ids), cfg.context, cfg.train.batch, cfg.train.seed), cfg.train, run=run)

@@ -4,7 +4,7 @@ transformers runs templates in ImmutableSandboxedEnvironment; here filters, meth
 use, and every loop, call and sum is paid for before it is made, so that a template can neither reach out nor run on."""
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -13,10 +13,10 @@ from functools import lru_cache
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension
-from jinja2.filters import FILTERS
+from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.runtime import LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, pass_environment
 from jinja2.visitor import NodeTransformer
 
 from gencore.check import InputError
@@ -28,7 +28,10 @@ STEP = 200                      # what a round of a loop, a call, a filter or an
 SECONDS = 10                    # of one rendering
 
 _account = ContextVar("account")                       # [work left, time at which it ends]: of this rendering, in this thread
+_moment = ContextVar("moment", default=None)           # what templates take for now
 
+LISTS = (list, tuple, KeysView, ValuesView, ItemsView)
+QUADRATIC = {"rfind", "rsplit", "strip", "lstrip", "rstrip"}           # of str: as much work as both lengths multiplied
 REFUSED = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Pow)
 METHODS = {
     str: {"strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "startswith", "endswith", "replace", "upper", "lower", "title",
@@ -61,6 +64,21 @@ def render(template, values):
             if length > OUTPUT:
                 raise SecurityError(f"it writes more than {OUTPUT:,} characters")
     return "".join(parts)
+
+
+@contextmanager
+def at(moment):
+    """Inside, templates take this datetime for now: a recipe makes its text again on another day."""
+    token = _moment.set(moment)
+    try:
+        yield
+    finally:
+        _moment.reset(token)
+
+
+def now():
+    """What templates take for now, without microseconds."""
+    return _moment.get() or datetime.now().replace(microsecond=0)
 
 
 @contextmanager
@@ -100,7 +118,9 @@ def weight(value):
             total += len(value)
         elif isinstance(value, dict):
             waiting += [*value, *value.values()]
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, Namespace):
+            waiting += value._Namespace__attrs.values()
+        elif isinstance(value, LISTS):
             waiting += value
     return total
 
@@ -112,7 +132,7 @@ def raise_exception(message):
 
 
 def strftime_now(pattern):
-    return datetime.now().strftime(plain(pattern)[:100])
+    return now().strftime(plain(pattern)[:100])
 
 
 def numbers(*limits):
@@ -140,13 +160,14 @@ def joined(items, between=""):
     return between.join(items)
 
 
-def join_filter(items, d="", attribute=None):
-    return joined([item.get(attribute, "") if isinstance(item, dict) else "" for item in items] if attribute else items, d)
+@pass_environment
+def join_filter(environment, items, d="", attribute=None):
+    return joined(items if attribute is None else map(make_attrgetter(environment, attribute), items), d)
 
 
 def tojson(value, ensure_ascii=False, indent=None, *, separators=None, sort_keys=False):
-    if isinstance(indent, int) and not 0 <= indent <= 16:
-        raise SecurityError(f"tojson takes an indent of 0 to 16, got {indent}")
+    if (isinstance(indent, int) and not 0 <= indent <= 16) or any(len(between) > 16 for between in separators or ()):
+        raise SecurityError("tojson takes an indent of 0 to 16, and separators of so many characters")
     spend(weight(value) * (1 + (indent or 0)))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
@@ -154,17 +175,31 @@ def tojson(value, ensure_ascii=False, indent=None, *, separators=None, sort_keys
 def indented(text, width=4, first=False, blank=False):
     if not isinstance(width, int) or not 0 <= width <= 100:
         raise SecurityError("indent takes a width of 0 to 100")
-    spend(len(text) + text.count("\n") * width)
+    spend(len(text) + len(text.splitlines()) * width)
     return FILTERS["indent"](text, width, first, blank)
 
 
-def summed(items, attribute=None, start=0):
+@pass_environment
+def summed(environment, items, attribute=None, start=0):
     """Numbers alone: lists would be copied for each one that is added."""
-    values = [item.get(attribute) if isinstance(item, dict) else None for item in items] if attribute is not None else list(items)
+    values = list(items if attribute is None else map(make_attrgetter(environment, attribute), items))
     spend(STEP + len(values))
     if not all(isinstance(value, (int, float)) for value in (start, *values)):
         raise SecurityError("sum takes numbers")
     return sum(values, start)
+
+
+def trimmed(text, chars=None):
+    text = str(plain(text))
+    spend(len(text) * len(chars or " "))
+    return text.strip(chars)
+
+
+def whole_number(value, default=0, base=10):
+    """int, of text that a person might write: numbers of thousands of digits make sums slow."""
+    if isinstance(value, str) and len(value) > 300:
+        raise SecurityError("int takes texts of at most 300 characters")
+    return FILTERS["int"](value, default, base)
 
 
 def dictionary(*pairs, **named):
@@ -188,15 +223,19 @@ def literal(value):
 
 def length(value):
     """What a value costs whose inside nobody looks at."""
-    return len(value) if isinstance(value, (str, list, tuple, dict)) else 0
+    return len(value) if isinstance(value, (str, dict, *LISTS)) else 0
 
 
 def _paid(function, cost=length):
-    """A filter of Jinja's own, whose arguments are paid first and whose result is no generator."""
+    """A filter of Jinja's own, whose arguments are paid first and whose result is no generator: lists of lists of lists are paid in full."""
     def paid(*values, **named):
         spend(STEP + sum(cost(value) for value in (*values, *named.values())))
         made = function(*values, **named)
-        return list(made) if isinstance(made, Iterator) else made
+        if not isinstance(made, Iterator):
+            return made
+        made = list(made)
+        spend(weight(made))
+        return made
 
     if hasattr(function, "jinja_pass_arg"):                          # it wants the environment or the context first
         paid.jinja_pass_arg = function.jinja_pass_arg
@@ -204,9 +243,9 @@ def _paid(function, cost=length):
 
 
 OWN = {"tojson": tojson, "join": join_filter, "indent": indented, "replace": replaced, "safe": plain, "string": lambda value: str(plain(value)),
-       "sum": summed, "_round": round_of, "_literal": literal}
-USUAL = ("abs", "capitalize", "count", "d", "default", "first", "float", "int", "items", "last", "length", "list", "lower", "map", "reject",
-         "rejectattr", "reverse", "select", "selectattr", "title", "trim", "upper")
+       "sum": summed, "trim": trimmed, "int": whole_number, "_round": round_of, "_literal": literal}
+USUAL = ("abs", "capitalize", "count", "d", "default", "first", "float", "items", "last", "length", "list", "lower", "map", "reject", "rejectattr",
+         "reverse", "select", "selectattr", "title", "upper")
 COMPARING = ("dictsort", "max", "min", "sort", "unique")               # these look into their items
 FUNCTIONS = {"range": numbers, "dict": dictionary, "namespace": Namespace, "raise_exception": raise_exception, "strftime_now": strftime_now}
 
@@ -304,8 +343,8 @@ class Room(ImmutableSandboxedEnvironment):
         owner = getattr(obj, "__self__", None)
         if not (isinstance(obj, Macro) or obj in FUNCTIONS.values() or type(owner) in METHODS):
             raise SecurityError(f"it calls a {type(obj).__name__}")
-        spend(STEP + (len(owner) if isinstance(owner, (str, list, dict)) else 0))
-        name = getattr(obj, "__name__", "")
+        name, given = getattr(obj, "__name__", ""), [*args, *named.values()]
+        spend(weight(given) + length(owner) * (1 + (max(map(length, given), default=0) if isinstance(owner, str) and name in QUADRATIC else 0)))
         if isinstance(owner, str) and name in ("replace", "join"):
             return replaced(owner, *args) if name == "replace" else joined(*args, owner)
         made = context.call(obj, *args, **named)

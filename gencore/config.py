@@ -133,7 +133,7 @@ def _convert(hint, value, field):
         return float(value)
     elif hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif isinstance(hint, type) and hint is not float and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{field} should be {getattr(hint, '__name__', hint)}, got {value!r}")
 

@@ -142,15 +142,18 @@ def read_pieces(network, family, folder, config):
 
 def check_strength(config, folder):
     """CheckpointError unless rank and alphas of an adapter_config.json are numbers that make one."""
-    rank, alphas = config.get("r"), [config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()]
+    rank, patterns = config.get("r"), config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{folder / 'adapter_config.json'}: alpha_pattern should be an object of patterns and alphas, got {patterns!r:.80}")
+    alphas = [config.get("lora_alpha"), *patterns.values()]
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise CheckpointError(f"{folder / 'adapter_config.json'}: r should be a whole number of at least 1, got {rank!r:.80}")
-    for pattern in config.get("alpha_pattern") or {}:
+    for pattern in patterns:
         try:
             re.compile(pattern)
-            if len(re.findall(r"[*+{]", pattern)) > 3 or re.search(r"\)[*+{]", pattern):
+            if len(pattern) > 1000 or len(re.findall(r"[*+{?(]", pattern)) > 3 or re.search(r"\)[*+{?]", pattern):
                 raise CheckpointError(f"{folder / 'adapter_config.json'}: alpha_pattern {pattern!r:.80} could take for ever to compare: expected at "
-                                      "most three repeats (*, +, {) in it, and none of a group")
+                                      "most three repeats (*, +, ?, {) and groups in it together, no repeat of a group, and at most 1,000 characters")
         except re.error as error:
             raise CheckpointError(f"{folder / 'adapter_config.json'}: alpha_pattern {pattern!r:.80} is no regular expression: {error}") from None
     for alpha in alphas:

@@ -15,7 +15,7 @@ from gencore.config import Few, Positive, Share, Size, check_fields, check_value
 
 SCALING = {name: hint for hint, names in (                     # what the fields of a scaling rule hold
     (Positive, "factor low_freq_factor high_freq_factor attention_factor beta_fast beta_slow"),
-    (Size, "original_max_position_embeddings max_position_embeddings"), (float, "mscale mscale_all_dim"),
+    (Size, "original_max_position_embeddings max_position_embeddings"), (float, "mscale mscale_all_dim"), (bool, "truncate"),
     (tuple[Positive, ...], "short_factor long_factor")) for name in names.split()}
 
 
@@ -162,6 +162,8 @@ def _llama3(plain, rule):
 def _yarn(plain, rule, width, theta):
     """Peng et al. 2023: a ramp over the dims between beta_fast and beta_slow turns, and a temperature on the scores."""
     old, factor = rule["original_max_position_embeddings"], rule["factor"]
+    if theta <= 1:
+        raise ConfigError(f"rotary scaling yarn needs a rope_theta above 1, got {theta}")
 
     def dim_of(turns):
         return width * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -186,6 +188,10 @@ def _yarn(plain, rule, width, theta):
 def _longrope(plain, rule, length):
     """Ding et al. 2024: one list of factors for short texts, one for long."""
     old = rule["original_max_position_embeddings"]
+    sizes = tuple(len(rule[name]) for name in ("short_factor", "long_factor"))
+    if old < 2 or sizes != (len(plain), len(plain)):
+        raise ConfigError(f"rotary scaling longrope needs {len(plain)} factors in short_factor and in long_factor, and "
+                          f"original_max_position_embeddings above 1, got {sizes} and {old}")
     factors = torch.tensor(rule["long_factor"] if length > old else rule["short_factor"], dtype=torch.float32, device="cpu")
     factor = rule.get("factor") or rule.get("max_position_embeddings", old) / old
     scale = rule.get("attention_factor")

@@ -84,7 +84,9 @@ class Tokenizer:
             raise InputError("this tokenizer has no chat template: give plain text instead of messages")
         roles = {role: _content(self.config.get(role)) or "" for role in SPECIAL_ROLES}
         values = {"messages": checked_messages(messages), "add_generation_prompt": prompt, "tools": None, "documents": None, **roles}
-        return render(compiled(self.chat_template), values)
+        said = render(compiled(self.chat_template), values)
+        check_characters("what the chat template writes", said)
+        return said
 
     def chat_ids(self, messages, *, prompt=True):
         """As `chat`, encoded. Special tokens that stand in a message's own words are plain text: no message can end its turn early."""
@@ -118,9 +120,10 @@ class Tokenizer:
 
     def files(self):
         """Files of a Hub tokenizer, for gencore.checkpoint.save_folder."""
-        config = {key: value for key, value in self.config.items() if key != "chat_template"}
+        several = isinstance(self.config.get("chat_template"), list)                   # by name: they stay where they came from
+        config = {key: value for key, value in self.config.items() if several or key != "chat_template"}
         files = {"tokenizer.json": json.loads(self.engine.to_str()), "tokenizer_config.json": config}
-        if self.chat_template:
+        if self.chat_template and not several:
             files["chat_template.jinja"] = self.chat_template
         return files
 

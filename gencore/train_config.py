@@ -2,6 +2,7 @@
 from dataclasses import dataclass
 
 from gencore.check import ConfigError
+from gencore.config import check_fields
 
 FREE_TO_CHANGE = ("threads", "save_every", "eval_every")     # fields that may differ when a run is resumed
 
@@ -25,6 +26,7 @@ class TrainConfig:
     threads: int | None = None      # CPU threads; None = as torch has it
 
     def __post_init__(self):
+        check_fields(self)
         check_config(self)
 
 

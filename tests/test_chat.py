@@ -1,6 +1,7 @@
 """textgen/chat.py and conversations.py: replies, streaming, conversations that outgrow the context, what is learnt from them, packing."""
 import json
 import warnings
+from datetime import datetime
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 import gencore
 from gencore.attention import AttentionConfig
+from gencore.chat_template import at
 from gencore.check import ConfigError, DataError, InputError
 from gencore.checkpoint import resolve
 from gencore.data import Batches
@@ -84,6 +86,22 @@ def test_a_reply_is_replayed_from_its_recipe(chat, tmp_path):
     reply.save(tmp_path / "a.txt")
     assert gencore.replay(tmp_path / "a.txt") == reply
     assert reply.recipe.inputs == {"messages": TALK[:4]} and reply.recipe.seed == 7
+
+
+def test_a_reply_of_a_template_that_says_the_date_is_replayed_on_another_day(chat, tmp_path):
+    dated = '{{ strftime_now("%Y-%m-%d %H:%M:%S") }}' + chat.lm.tokenizer.chat_template
+    tokenizer = Tokenizer(chat.lm.tokenizer.engine, {**chat.lm.tokenizer.config, "chat_template": dated})
+    lm = CausalLM(chat.lm.cfg, tokenizer)
+    lm.load_state_dict(chat.lm.state_dict())
+    lm.save_pretrained(tmp_path / "m")
+    with at(datetime(2001, 2, 3, 4, 5, 6)):
+        reply = Chat.from_pretrained(tmp_path / "m")(ASK, max_new_tokens=8, seed=7, temperature=1.5)
+    reply.save(tmp_path / "a.txt")
+    assert reply.recipe.inputs["now"] == "2001-02-03T04:05:06" and gencore.replay(tmp_path / "a.txt") == reply
+    kept = tmp_path / "a.txt.recipe.json"
+    kept.write_text(kept.read_text().replace("2001-02-03T04:05:06", "yesterday"))
+    with pytest.raises(InputError, match="now should be a time such as"):
+        gencore.replay(tmp_path / "a.txt")
 
 
 def test_oldest_turns_go_whole_and_are_not_lost_in_silence(chat):
@@ -227,6 +245,7 @@ def test_conversations_are_read_from_json_lines_and_parquet(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert read_conversations(tmp_path / "a.jsonl") == rows == read_conversations(tmp_path / "a.parquet")
     for content, words in ((b"", "holds no conversation"), (b"{", "can't be read as rows of JSON"), (b"\xff", "can't be read as rows"),
+                           (b"[" * 100000, "can't be read as rows"),
                            (b'{"messages": [{"role": "user"}]}', "row 0: message 0 should be"), (b'{"talk": 1}', "row 0: a conversation should be")):
         (tmp_path / "b.jsonl").write_bytes(content)
         with pytest.raises(DataError, match=words):

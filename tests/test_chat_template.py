@@ -120,7 +120,10 @@ PUBLISHED = {
               "{%- for key, value in given|dictsort(reverse=true, by='value') %}{{ key }}{% endfor %}"
               "{%- for m in messages|sort(attribute='role,content', reverse=true) %}{{ m.content }}{% endfor %}"
               "{{ messages|map(attribute='role')|unique|join(',') }}{{ ['b', 'a', 'B']|sort|join }}{{ [3, 1.5, 2]|sum }}{{ [2, 3]|sum(start=1) }}"
-              "{{ [dict(n=4), dict([('n', 5)])]|sum(attribute='n') }}{{ [3, 1, 2]|min }}{{ messages|map(attribute='content')|map('length')|max }}",
+              "{{ [dict(n=4), dict([('n', 5)])]|sum(attribute='n') }}{{ [3, 1, 2]|min }}{{ messages|map(attribute='content')|map('length')|max }}"
+              "{{ [dict(a=dict(b='x', n=1)), dict(a=dict(b='y', n=2)), dict(a=dict(n=3))]|join('-', attribute='a.b') }}"
+              "{{ [dict(a=dict(n=1)), dict(a=dict(n=2))]|sum(attribute='a.n') }}"
+              "{{ '  x\n'|trim }}{{ 'xxay'|trim('xy') }}{{ '12'|int + '0x1f'|int(0, 16) }}",
 }
 
 
@@ -277,6 +280,19 @@ BOMBS = [
     "{% set y %}{% for i in range(99999) %}" + "word " * 10000 + "{% endfor %}{% endset %}",
     "{% if 1 %}" * 4000 + "{% endif %}" * 4000,
     "{{ 1.5|round(1000000000, 'ceil') }}",
+    "{{ ('a' * 4000000).rfind('ab' + 'a' * 2000000) }}",
+    "{{ ('a' * 4000000).rsplit('ab' + 'a' * 2000000)|length }}",
+    "{{ ('a' * 4000000).strip('b' * 2000000 + 'a')|length }}",
+    "{{ ('a' * 4000000)|trim('b' * 2000000 + 'a')|length }}",
+    "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(12) %}{% set ns.x = ([0] * 20)|map('default', ns.x, true)|list %}"
+    "{% set ns.y = ([0] * 20)|map('default', ns.y, true)|list %}{% endfor %}{{ ns.x == ns.y }}",
+    "{% set ns = namespace(x=[1], y=[1]) %}{% macro x() %}{% set ns.x = varargs %}{% endmacro %}{% macro y() %}{% set ns.y = varargs %}{% endmacro %}"
+    "{% for i in range(30) %}{{ x(ns.x, ns.x, ns.x, ns.x, ns.x) }}{{ y(ns.y, ns.y, ns.y, ns.y, ns.y) }}{% endfor %}{{ ns.x == ns.y }}",
+    "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(12) %}{% set ns.x = ([namespace(x=ns.x)] * 20)|map(attribute='x')|list %}"
+    "{% set ns.y = ([namespace(x=ns.y)] * 20)|map(attribute='x')|list %}{% endfor %}{{ ns.x == ns.y }}",
+    "{{ range(1500)|list|tojson(separators=('a' * 1000000, ':'))|length }}",
+    "{{ ('a\x0b' * 1000000)|indent(100)|length }}",
+    "{{ (('f' * 5000000)|int(0, 16)) % (('f' * 2500000)|int(0, 16)) }}",
     "{{ 'x'.expandtabs(10**9) }}",
     "{{ lipsum(10000000) }}",
 ]
@@ -311,3 +327,16 @@ def test_length_and_output_have_a_cap():
 def test_wrong_messages_are_named(tokenizer, messages, words):
     with pytest.raises(InputError, match=words):
         tokenizer.chat_ids(messages)
+
+
+def test_half_a_character_that_a_template_writes_is_said(tokenizer):
+    mine = Tokenizer(tokenizer.engine, {**tokenizer.config, "chat_template": '{{ "\\ud800" }}'})
+    with pytest.raises(InputError, match="what the chat template writes holds half a character"):
+        mine.chat_ids(TALK)
+
+
+def test_templates_by_name_are_saved_by_name(tokenizer, tmp_path):
+    several = [{"name": "default", "template": "{{ messages[0].role }}"}, {"name": "tool_use", "template": "tools"}]
+    save_folder(tmp_path / "t", Tokenizer(tokenizer.engine, {**tokenizer.config, "chat_template": several}).files())
+    opened = Tokenizer.from_folder(tmp_path / "t")
+    assert opened.config["chat_template"] == several and opened.chat(TALK) == "system"

@@ -106,6 +106,7 @@ def test_an_alpha_of_some_layers_counts_as_in_peft_and_a_broken_configuration_is
     config = json.loads(path.read_text())
     for change, words in (({"r": 0}, "r should be a whole number of at least 1, got 0"), ({"r": None}, "r should be"),
                           ({"lora_alpha": "8"}, "should be numbers above 0, got '8'"), ({"alpha_pattern": {"q_proj": None}}, "got None"),
+                          ({"alpha_pattern": ["q_proj"]}, "should be an object of patterns"),
                           ({"alpha_pattern": {"(": 1}}, r"alpha_pattern '\(' is no regular expression")):
         path.write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=words):
@@ -168,7 +169,7 @@ def test_wrong_input_is_named(tmp_path):
         LoRA.from_pretrained(lm, tmp_path / "foreign")
 
 
-@pytest.mark.parametrize("pattern", ["([a-z0-9_.]+)+!", "(a|aa)*b", ".*.*.*.*x"])
+@pytest.mark.parametrize("pattern", ["([a-z0-9_.]+)+!", "(a|aa)*b", ".*.*.*.*x", "(.|[a-z._])?" * 30 + "#", "(.|[a-z._])" * 30 + "#"])
 def test_a_pattern_that_could_take_for_ever_is_refused(pattern, tmp_path):
     base = saved(tmp_path / "base")
     LoRA(base, rank=2).save_pretrained(tmp_path / "adapter")

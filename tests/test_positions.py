@@ -120,6 +120,10 @@ def test_the_old_name_of_the_type_is_read():
 @pytest.mark.parametrize("cfg, sentence", [
     (RotaryConfig(scaling={"rope_type": "lineer", "factor": 2.0}), 'rotary scaling "lineer" is unknown \\(did you mean "linear"\\?\\)'),
     (RotaryConfig(scaling={"rope_type": "yarn", "factor": 2.0}), "rotary scaling yarn needs the field original_max_position_embeddings"),
+    (RotaryConfig(theta=1.0, scaling={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}), "a rope_theta above 1, got 1.0"),
+    *((RotaryConfig(scaling={"rope_type": "longrope", "original_max_position_embeddings": old, "short_factor": [1.0] * short,
+                             "long_factor": [1.0] * long}), "longrope needs 8 factors in short_factor and in long_factor")
+      for old, short, long in ((64, 7, 8), (64, 8, 7), (1, 8, 8))),
     (RotaryConfig(axes=(8, 4)), "rotary axes should be even and sum to 16, got \\(8, 4\\)"),
     (RotaryConfig(axes=(9, 7)), "rotary axes should be even"),
     (RotaryConfig(partial=0.2), "rotary axes should be even and sum to 3"),
@@ -249,3 +253,8 @@ def test_buckets_that_can_not_hold_the_distances_are_refused(sizes):
     with pytest.raises(ConfigError, match="buckets should leave some for distances from 1 to"):
         RelativeConfig(**sizes)
     assert RelativeConfig(kind="alibi", **sizes).kind == "alibi"
+
+
+def test_a_field_of_a_scaling_rule_is_of_its_type():
+    with pytest.raises(ConfigError, match="truncate"):
+        RotaryConfig(scaling={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "truncate": "x"})

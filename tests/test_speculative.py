@@ -113,6 +113,10 @@ def test_drawn_texts_stream_stop_and_are_replayed(pair, tmp_path):
     assert gencore.replay(tmp_path / "a.txt") == text
     assert text.recipe.settings["draft"] == {"model": draft.name, "digest": draft.digest, "quantize": None}
     assert lm.generate("It was", max_new_tokens=3, draft=small()).recipe is None          # of a draft without a folder
+    rounded = CausalLM.from_pretrained(draft.name, dtype=torch.bfloat16)
+    text = lm.generate("It was", max_new_tokens=20, temperature=0.9, seed=3, draft=rounded)
+    text.save(tmp_path / "b.txt")
+    assert text.recipe.settings["draft"]["dtype"] == "bfloat16" and gencore.replay(tmp_path / "b.txt") == text
 
 
 @pytest.mark.parametrize("kind", [Cache, FixedCache])

@@ -295,7 +295,7 @@ def test_threads_are_set_and_come_back(tmp_path, monkeypatch):
     ({"batch": 0}, "batch should be at least 1, got 0"),
     ({"precision": "fp8"}, 'precision should be "float32", "bf16" or "auto", got "fp8"'),
     ({"decay": 1.5}, "expected 0 to 1, got 1.5"),
-    ({"lr": 0.0}, "lr and muon_lr should be above 0"),
+    ({"lr": 0.0}, "lr and muon_lr should be above 0"), ({"lr": float("nan")}, "TrainConfig.lr"), ({"steps": 1.5}, "TrainConfig.steps"),
     ({"seed": -1}, "seed should be 0 or more, got -1"),
     ({"clip": -1.0}, "expected above 0, or None for no clipping, got -1.0"),
     ({"clip": 0.0}, "expected above 0, or None for no clipping, got 0.0"),

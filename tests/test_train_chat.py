@@ -2,6 +2,7 @@
 import json
 import sys
 
+import pytest
 import torch
 
 from benchmarks.chat import kept_by_names, slots_kept
@@ -120,7 +121,7 @@ def test_what_is_invented_or_said_over_and_over_is_worth_less():
     assert worth(whole + ", from March 3rd") == 4 and worth(whole + ", please, please") == 4 and worth("Please confirm: 3 in Rome, in Rome") == 0
 
 
-def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
+def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch, capsys):
     import pyarrow
     import pyarrow.parquet
     held = [row | {"split": "validation"} for row in ROWS]
@@ -133,6 +134,10 @@ def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*common, *further, *small])
     main()
     assert isinstance(Chat.from_pretrained(tmp_path / "chat" / "model")(turn("Hello")), str)
+    monkeypatch.setattr(sys, "argv", [*common, *further, *small, "speakers=all", "--resume", "train.steps=3"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "begun with other settings (speakers was 'assistant', is 'all')" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["prefer_chat", "--data", str(tmp_path / "talks.parquet"), "--base", str(tmp_path / "chat" / "model"), "--out",
                                       str(tmp_path / "kept"), "turns=3", "ways=2", "swaps=0", "made=0", "train.batch=2", "train.steps=1"])
     prefer_chat.main()

@@ -1,4 +1,5 @@
 """textgen/word2vec.py and its parts: gradients against autograd, king - man + woman, answers and files against gensim, wrong input."""
+import json
 import random
 
 import numpy as np
@@ -176,6 +177,12 @@ def test_a_folder_gives_the_same_words_and_vectors(w2v, tmp_path):
     w2v.save_pretrained(tmp_path / "royal")
     back = Word2Vec.from_pretrained(tmp_path / "royal")
     assert back.words == w2v.words and torch.equal(back.vectors, w2v.vectors) and torch.equal(back.counts, w2v.counts) and back.cfg == w2v.cfg
+    config = json.loads((tmp_path / "royal" / "config.json").read_text())
+    (tmp_path / "royal" / "digests.json").unlink()
+    for wrong in ({name: value for name, value in config.items() if name != "training"}, config | {"words": [["a"], *config["words"][1:]]}):
+        (tmp_path / "royal" / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match="not the configuration of word vectors"):
+            Word2Vec.from_pretrained(tmp_path / "royal")
     w2v.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
     assert Word2Vec.from_pretrained(tmp_path / "half").most_similar("king", topn=1)[0][0] == w2v.most_similar("king", topn=1)[0][0]
     with pytest.raises(CheckpointError, match="novelist holds a causal language model: open it with textgen.CausalLM"):

@@ -1,4 +1,5 @@
 """textgen/word_senses.py: what is learnt from and judged share no cue, and what the probe can and can't tell; the example, tiny."""
+import copy
 
 import pytest
 import torch
@@ -64,6 +65,11 @@ def test_states_are_those_of_each_text_alone_at_its_last_token(untrained):
         last = untrained.hidden(ids)[0, -1]
         torch.testing.assert_close(untrained.transformer.norm(contextual[row, 16:]), last, rtol=1e-5, atol=1e-5)
         assert torch.equal(static[row], untrained.embedding.weight[ids[0, -1]])
+
+
+def test_states_of_a_rounded_model_are_judged_in_float32(untrained):
+    contextual, static = states(copy.deepcopy(untrained).bfloat16(), ["the bark", "of the oak"])
+    assert contextual.dtype == static.dtype == torch.float32
 
 
 def test_static_vectors_and_bags_of_words_tell_nothing(untrained):

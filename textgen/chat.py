@@ -6,10 +6,12 @@
 import warnings
 from bisect import bisect_left
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import torch
 
+from gencore.chat_template import at, now
 from gencore.check import ConfigError, InputError, seeds_of, whole
 from gencore.decode import resting
 from gencore.recipe import Recipe, register
@@ -47,11 +49,13 @@ class Chat:
         max_new_tokens=None: 128, or a quarter of a shorter context."""
         settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop)
         seed = seeds_of(seed, 1)[0]
-        ids, row, trace = self._prompt(messages, settings), self._row(settings), Trace()
+        moment = now()
+        with at(moment):
+            ids, row, trace = self._prompt(messages, settings), self._row(settings), Trace()
         with resting(self.lm):
             reply = "".join(piece for _, piece in pieces(self.lm, [ids], [row], seeds=[seed], settings=settings, trace=trace))
         logprobs = logprobs_of(self.lm.tokenizer, row.said, trace.by_row(1)[0])
-        return made_text(reply, self._recipe(messages, seed, settings), logprobs, trace.tally)
+        return made_text(reply, self._recipe(messages, moment, seed, settings), logprobs, trace.tally)
 
     def stream(self, messages, *, max_new_tokens=None, temperature=0.7, top_k=None, top_p=0.9, min_p=None, repetition_penalty=1.0, stop=(),
                seed=None):
@@ -94,11 +98,12 @@ class Chat:
             for _, piece in pieces(self.lm, [ids], [self._row(settings)], seeds=[seed], settings=settings):
                 yield piece
 
-    def _recipe(self, messages, seed, settings):
+    def _recipe(self, messages, moment, seed, settings):
         if self.lm.digest is None:
             return None
         values = {name: getattr(settings, name) for name in REPLAYED} | self.lm.lowered()
-        return Recipe.made("chat", self.lm.name, self.lm.digest, inputs={"messages": messages}, seed=seed, settings=values)
+        dated = {"now": moment.isoformat()} if "strftime_now" in self.lm.tokenizer.chat_template else {}
+        return Recipe.made("chat", self.lm.name, self.lm.digest, inputs={"messages": messages, **dated}, seed=seed, settings=values)
 
 
 def split_system(messages):
@@ -172,7 +177,12 @@ def again(recipe):
     settings = dict(recipe.settings)
     chat = Chat.from_pretrained(recipe.model, dtype=settings.pop("dtype", "float32"), compile=settings.pop("compile", False),
                                 quantize=settings.pop("quantize", None))
-    with warnings.catch_warnings():
+    moment = recipe.inputs.get("now")
+    try:
+        moment = None if moment is None else datetime.fromisoformat(moment)
+    except (ValueError, TypeError):
+        raise InputError(f"recipe: now should be a time such as 2026-01-31T12:00:00, got {moment!r:.80}") from None
+    with warnings.catch_warnings(), at(moment):
         warnings.simplefilter("ignore")
         return chat(recipe.inputs["messages"], seed=recipe.seed, **settings)
 

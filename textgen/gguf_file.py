@@ -100,7 +100,7 @@ def say_tokens(writer, tokenizer, cfg, kinds):
 
 def as_stored(gguf, name, tensor, *, config, weights):
     """A tensor under transformers' name -> (array in GGUF's layout, its type)."""
-    values = tensor.float()
+    values = tensor.float().cpu()
     if config["model_type"] in ("llama", "mistral") and ("q_proj" in name or "k_proj" in name):
         heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)                  # halves -> neighbours

@@ -164,7 +164,7 @@ class CausalLM(nn.Module):
             return None
         values = {f.name: getattr(settings, f.name) for f in fields(settings)} | self.lowered()
         if draft is not None:
-            values["draft"] = {"model": draft.name, "digest": draft.digest, "quantize": draft.quantize}
+            values["draft"] = {"model": draft.name, "digest": draft.digest, "quantize": draft.quantize, **draft.lowered()}
         return Recipe.made("text", self.name, self.digest, inputs={"prompt": prompt}, seed=seed, settings=values)
 
     def logprobs(self, text):
@@ -181,7 +181,7 @@ class CausalLM(nn.Module):
         """A copy of the weights in another model, laid out for training: loading lays matrices out for decoding.
 
         context: tokens of its windows, more than now with rotary positions alone, which go on; the farther ones are still to be learnt.
-        layers: more than now; those that are added change nothing until they are trained."""
+        Fewer are windows of fewer tokens. layers: as many as now or more; those that are added change nothing until they are trained."""
         if self.quantize:
             raise InputError(f"{self.quantize} weights are for generating: train the model that was loaded without quantize")
         if any(".base_layer." in name for name, _ in self.named_parameters()):
@@ -196,7 +196,7 @@ class CausalLM(nn.Module):
                 tokenizer = Tokenizer(tokenizer.engine, {**tokenizer.config, "model_max_length": context})
         lm = CausalLM(cfg, tokenizer).to(self.embedding.weight.device)
         lm.load_state_dict(self.state_dict())
-        if layers is not None and whole("layers", layers, 1) > cfg.transformer.layers:
+        if layers is not None and whole("layers", layers, cfg.transformer.layers) > cfg.transformer.layers:
             lm.transformer = deeper(lm.transformer, layers)
             lm.cfg = replace(cfg, transformer=lm.transformer.cfg)
         return lm
@@ -326,7 +326,8 @@ def again(recipe):
     lm = CausalLM.from_pretrained(recipe.model, dtype=settings.pop("dtype", "float32"), compile=settings.pop("compile", False),
                                   quantize=settings.pop("quantize", None))
     if (asked := settings.get("draft")) is not None:
-        draft = settings["draft"] = CausalLM.from_pretrained(resolve(asked["model"], "textgen", hub=False), quantize=asked["quantize"])
+        draft = settings["draft"] = CausalLM.from_pretrained(resolve(asked["model"], "textgen", hub=False), quantize=asked["quantize"],
+                                                             dtype=asked.get("dtype", "float32"))
         if draft.digest[:16] != asked["digest"][:16]:                # the weights
             raise ReplayError(f"the draft {asked['model']} has other weights than when the text was made")
     return lm.generate(recipe.inputs["prompt"], seed=recipe.seed, **settings)

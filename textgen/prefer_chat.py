@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from gencore.check import DataError, command
-from gencore.config import Count, Positive, Share, check_fields, override
+from gencore.config import Positive, Share, Size, check_fields, override
 from gencore.data import Batches
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat
@@ -35,8 +35,8 @@ REPEATED = re.compile(r"\b(\w[\w'&-]*(?:\W+\w[\w'&-]*){0,3})\W+\1\b", re.IGNOREC
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run can be told by key=value."""
-    turns: Count = 2500             # confirmations that the model is asked for
-    ways: Count = 6                 # how often each
+    turns: Size = 2500              # confirmations that the model is asked for
+    ways: Size = 6                  # how often each
     temperature: Positive = 0.8
     swaps: Share = 0.7              # share of the conversations that are told with other values
     made: Share = 0.5               # share of the turns that are of made bookings (`made_talks`)

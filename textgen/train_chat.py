@@ -83,7 +83,7 @@ def windows(tokenizer, talks, cfg):
         rows = [(ids[:-1], ids[1:]) for ids in (tokenizer.chat_ids(part, prompt=False) for part in parts)]
     else:
         rows = [conversation_row(tokenizer, part) for part in parts]
-    return Packed(rows, cfg.context, pad=tokenizer.pad_id)
+    return Packed(rows, cfg.context, pad=tokenizer.pad_id or 0)
 
 
 def new(cfg, talks):
@@ -108,7 +108,8 @@ def main():
     learnt = lessons(rows, "train", cfg.asides, swaps=cfg.swaps, made=cfg.made, seed=cfg.train.seed)
     held = lessons(rows, "validation", cfg.asides, seed=cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
-    lm = CausalLM.from_pretrained(args.base).trainable(cfg.context, cfg.layers) if args.base else new(cfg, learnt)
+    base = CausalLM.from_pretrained(args.base) if args.base else None
+    lm = new(cfg, learnt) if base is None else base.trainable(cfg.context, max(cfg.layers, base.cfg.transformer.layers))
     data, unseen = windows(lm.tokenizer, learnt, cfg), windows(lm.tokenizer, held[:300], cfg)
     print(f"{len(learnt):,} conversations in {len(data):,} windows of {cfg.context} tokens ({data.cut} exchanges cut); "
           f"{sum(p.numel() for p in lm.parameters()):,} parameters", file=sys.stderr)
@@ -130,7 +131,9 @@ def main():
         print(f"\n--- step {step} ---\n{said}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(said, encoding="utf-8")
 
-    run = Run(args.out, resume=args.resume, extend=True, export=lambda model: model.files(dtype=torch.bfloat16), evaluate=evaluate, sample=sample,
+    plan = {name: getattr(cfg, name) for name in ("speakers", "swaps", "made", "asides", "context")}
+    run = Run(args.out, resume=args.resume, extend=True, plan=plan, evaluate=evaluate, sample=sample,
+              export=lambda model: model.files(dtype=torch.bfloat16),
               card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.train_chat " + shlex.join(sys.argv[1:])})
     fit(lm, packed_loss, Batches(data, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
     print(f'done: Chat.from_pretrained("{args.out}/model")', file=sys.stderr)

@@ -123,8 +123,10 @@ class Word2Vec:
         folder = resolve(name_or_folder, "textgen", hub=False)
         expect_kind(folder, "textgen.Word2Vec")
         config = read_json(folder / "config.json")
-        if config.get("kind") != "word2vec" or not isinstance(config.get("words"), list):
-            raise CheckpointError(f"{folder / 'config.json'} is not the configuration of word vectors (kind and words)")
+        words = config.get("words")
+        if config.get("kind") != "word2vec" or not isinstance(config.get("training"), dict) or not isinstance(words, list) \
+                or not all(isinstance(word, str) for word in words):
+            raise CheckpointError(f"{folder / 'config.json'} is not the configuration of word vectors (kind, training and words)")
         cfg, tensors = from_dict(Word2VecConfig, config["training"]), load_tensors(folder / "model.safetensors")
         if tensors.keys() - {"counts"} != {"vectors"} or tuple(tensors["vectors"].shape) != (len(config["words"]), cfg.width):
             raise CheckpointError(f"{folder}: expected vectors of shape {(len(config['words']), cfg.width)}, "

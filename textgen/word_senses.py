@@ -70,7 +70,7 @@ def states(lm, texts):
     for hook in hooks:
         hook.remove()
     rows, last = torch.arange(len(texts)), keep.sum(1) - 1
-    return torch.cat([x[rows, last] for x in kept], 1), lm.embedding(ids[rows, last])
+    return torch.cat([x[rows, last] for x in kept], 1).float().cpu(), lm.embedding(ids[rows, last]).float().cpu()
 
 
 def probe(x, labels, decay=1.0):
