@@ -135,7 +135,7 @@ def test_wrong_rotary_configs_are_refused(cfg, sentence):
 
 @pytest.mark.parametrize("field, value, words", [
     ("factor", 0, "should be between 1e-30 and 1e\\+30, got 0"), ("factor", "x", "should be float, got 'x'"),
-    ("factor", float("nan"), "should be between .*, got nan"),
+    ("factor", float("nan"), "should be float, got nan"),
     ("original_max_position_embeddings", 0, "should be between 1"), ("long_factor", [1.0, 0.0], "should be between"),
 ])
 def test_numbers_that_scale_no_rotary_are_refused(field, value, words):
