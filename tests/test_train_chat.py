@@ -112,6 +112,24 @@ def test_what_is_asked_to_be_kept_stands_in_the_peoples_own_turn():
     assert before[0]["content"] == "a table in rome, 3 chairs." and theirs == "Confirm: a table in rome on the 3rd." and wanted == ["Rome"]
 
 
+def test_after_a_change_the_rest_is_asked_for_as_well(monkeypatch):
+    changed = turn("Make it 7 pm.", "Please confirm: a table at 7 pm for 3.")
+    talk = [*ASKED, *changed]
+    before, theirs = talk[:-1], talk[-1]["content"]
+    assert prefer_chat.unchanged(before, theirs) == ["Rome", "Luigi's", "March 3rd"]
+    for reply, kept in (("At Luigi's Other Place.", ["March 3rd"]), ("Make it tomorrow.", ["Rome", "Luigi's"]), ("No, a garden.", [])):
+        assert prefer_chat.unchanged([*before[:-1], {"role": "user", "content": reply}], theirs) == kept, reply
+    assert prefer_chat.unchanged(ASKED[:-1], ASKED[-1]["content"]) == [] == prefer_chat.unchanged([*ASKED, *turn("No.", "Why?", "At 7 pm.")], theirs)
+    plan = prefer_chat.Plan(made=0.0, swaps=0.0, small=0.0, changes=1.0)
+    assert next(prefer_chat.asked([ROWS[0] | {"messages": talk}], plan, 0)) == (before, theirs, ["3", "7 pm", "Rome", "Luigi's", "March 3rd"])
+    chat = Chat(new(ChatRun(vocab=300, width=32, layers=1, heads=1, mlp=32), lessons(ROWS, "train", 0.0)).eval())
+    more = "Please confirm: 3 in Rome at 7 pm"
+    answers = iter([[more, "Please confirm"], ["Please confirm", "Please confirm: 3"]])
+    monkeypatch.setattr(prefer_chat, "confirm", lambda *a, **k: next(answers))
+    pairs, _ = prefer_chat.preferred(chat, [(before, theirs, ["3", "7 pm", "Rome"])] * 2, prefer_chat.Plan(turns=2, ways=2))
+    assert [pair["chosen"] for pair in pairs] == [more, theirs]                   # who says more than people do is preferred to them
+
+
 def test_what_is_invented_or_said_over_and_over_is_worth_less():
     (before, theirs, wanted), = confirmations(ASKED)
     worth = lambda way: prefer_chat.worth(way, before, theirs, wanted)

@@ -3,9 +3,9 @@
     python -m textgen.prefer_chat --data dialogues.parquet --base chat --out runs/chat-kept
 
 Of several ways in which the model itself confirms a booking of the training part, most of them told with other times, dates, numbers and names, the
-one that keeps the most is preferred to the one that loses, invents or repeats the most; where none is faultless, the people's own turn is. Then again
-from there, as often as --base and --out say: the pairs are the model's own, so each round has what it still gets wrong. Rounds can be averaged:
-`python -m gencore.average`."""
+one that keeps the most is preferred to the one that loses, invents or repeats the most; where none is faultless, the people's own turn is, if it
+keeps as much. After a change (changes=0.85: mostly such turns) what the change leaves as it was counts as well. Then again from there, as often as
+--base and --out say: the pairs are the model's own, so each round has what it still gets wrong. Rounds can be averaged: `python -m gencore.average`."""
 import argparse
 import random
 import re
@@ -40,6 +40,7 @@ class Plan:
     temperature: Positive = 0.8
     swaps: Share = 0.7              # share of the conversations that are told with other values
     made: Share = 0.5               # share of the turns that are of made bookings (`made_talks`)
+    changes: Share = 0.0            # how often only a turn after a change will do
     small: Share = 0.1              # share of the turns that are in small letters
     beta: Positive = 0.1
     likelihood: float = 1.0         # how much the preferred answer's own likelihood counts beside the preference
@@ -66,13 +67,29 @@ def asked(rows, plan, seed):
         else:
             talk = draw.choice(rows)
             talk = swapped(talk, draw) if draw.random() < plan.swaps else talk
-        turns = confirmations(talk, least=3)
+        turns, after_change = confirmations(talk, least=3), draw.random() < plan.changes
+        turns = [turn for turn in turns if unchanged(*turn[:2])] if after_change else turns
         if turns:
             before, theirs, wanted = draw.choice(turns)
+            kept = [slot for slot in unchanged(before, theirs) if slot not in wanted]
             if draw.random() < plan.small:
                 *before, last = in_small_letters([*before, {"role": "assistant", "content": theirs}])
                 theirs = last["content"]
-            yield before, theirs, [slot for slot in wanted if holds(theirs, slot)]                       # not the 1 of "1st"
+            yield before, theirs, [slot for slot in wanted if holds(theirs, slot)] + kept                # not the 1 of "1st"
+
+
+def unchanged(before, theirs):
+    """After a turn that asked to confirm and a change: what was asked there and the change leaves as it is, kind by kind. People often repeat the
+    change alone, and then nobody knows whether the rest was kept."""
+    asked = confirmations(before[:-1], least=0)
+    if not asked or len(asked[-1][0]) != len(before) - 2:
+        return []
+    text, reply = asked[-1][1], before[-1]["content"]
+    changed = {*slots(reply).values()} | ({"date"} if re.search("today|tomorrow|day", reply, re.IGNORECASE) else set())
+    said = changed | ({*slots(theirs).values()} - {"name"})
+    if not changed:
+        return []
+    return [slot for slot, kind in slots(text).items() if kind not in said and holds(text, slot)]
 
 
 def preferred(chat, turns, plan):
@@ -82,9 +99,10 @@ def preferred(chat, turns, plan):
         ways = confirm(chat, before, theirs, ways=plan.ways, temperature=plan.temperature, seed=number * plan.ways)
         scores = [worth(way, before, theirs, wanted) for way in ways]
         kept, total = kept + sum(holds(way, slot) for way in ways for slot in wanted), total + len(wanted) * len(ways)
-        best = ways[scores.index(max(scores))] if max(scores) == len(wanted) else theirs
-        rows = {"prompt": before, "chosen": best, "rejected": ways[scores.index(min(scores))]}
-        if min(scores) < len(wanted) and fits(chat.lm, rows):
+        best, theirs_worth = max(scores), worth(theirs, before, theirs, wanted)
+        chosen = ways[scores.index(best)] if best == len(wanted) or best > theirs_worth else theirs
+        rows = {"prompt": before, "chosen": chosen, "rejected": ways[scores.index(min(scores))]}
+        if min(scores) < max(best, theirs_worth) and fits(chat.lm, rows):
             pairs.append(rows)
     return pairs, kept / total
 
