@@ -1,7 +1,6 @@
 """Pictures with captions as training rows, and how a row is varied: a function of (seed, epoch, row), so that a resumed run repeats it.
 
 A row is kept with its transparency (4,H,W): turning and shifting come first, then the ground it lies on."""
-import io
 import math
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from gencore.check import DataError
-from gencore.data_folder import image_folder
-from gencore.pictures import plain_colours
+from gencore.data_folder import file_of, image_folder
+from gencore.pictures import plain_colours, read_picture
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -166,7 +165,7 @@ def mnist_rows(rows, *, negatives=True):
 
     def picture(i):
         from PIL import Image
-        ink = Image.open(io.BytesIO(stored[i]["bytes"])).convert("L").resize((56, 56), Image.Resampling.BICUBIC)
+        ink = _stored(stored[i], f"mnist, picture {i}").convert("L").resize((56, 56), Image.Resampling.BICUBIC)
         ink = np.pad(np.asarray(ink), 4)                                              # (64, 64)
         whole = np.zeros((4, 64, 64), dtype=np.uint8)
         whole[3] = ink                                                                # black, as opaque as there is ink
@@ -179,12 +178,19 @@ def mnist_rows(rows, *, negatives=True):
 
 def emoji_rows(rows, repeats=None):
     """Rows of the emoji set (image RGBA 64x64, name) -> CaptionRows, decoded once."""
-    from PIL import Image
     pictures = np.empty((len(rows), 4, 64, 64), dtype=np.uint8)
     for i, cell in enumerate(rows.column("image")):
-        pictures[i] = np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGBA")).transpose(2, 0, 1)
+        picture = _stored(cell, f"emoji, picture {i}").convert("RGBA")
+        if picture.size != (64, 64):
+            raise DataError(f"emoji, picture {i} should have 64x64 pixels, got {picture.width}x{picture.height}")
+        pictures[i] = np.asarray(picture).transpose(2, 0, 1)
     pictures = torch.from_numpy(pictures)
     return CaptionRows(lambda i: pictures[i], rows.column("name"), repeats=repeats)
+
+
+def _stored(cell, name):
+    """A parquet cell -> PIL picture, or DataError naming it."""
+    return read_picture(file_of(cell, name), name)
 
 
 def emoji_repeats(rows):

@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw
 import multimodal
 from gencore.check import CheckpointError, ConfigError, DataError, InputError, UnknownNameError
 from gencore.checkpoint import seal
+from gencore.data_folder import Rows
 from gencore.pictures import open_picture, prepare
 from gencore.tokenizer import train_bpe
 from multimodal.caption import Captioner, greedy
-from multimodal.data import VARIATION_DRAWS, CaptionBatchRows, CaptionRows, collate, folder_rows, vary
+from multimodal.data import VARIATION_DRAWS, CaptionBatchRows, CaptionRows, collate, emoji_rows, folder_rows, mnist_rows, vary
 from multimodal.evaluate import concept_of, name_figures, tone_of
 from multimodal.learn import words_of
 from multimodal.splice import SpliceConfig, Spliced
@@ -333,3 +334,19 @@ def test_the_shipped_reader_opens_in_transformers_and_reads_the_same():
     inputs = processor(images=drawn("circle", "#dd2e44"), text="<image>", return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1]:]
     assert processor.decode(ids, skip_special_tokens=True) == "red circle"
+
+
+def test_a_broken_picture_of_the_shipped_sources_is_named():
+    def rows(*pictures):
+        return Rows({"image": [{"bytes": picture} for picture in pictures], "name": ["cat"] * len(pictures), "label": [1] * len(pictures)}, pictures)
+
+    def png(side):
+        Image.new("RGBA", (side, side), "red").save(file := io.BytesIO(), "PNG")
+        return file.getvalue()
+
+    assert emoji_rows(rows(png(64)))[0][0].shape == (4, 64, 64)
+    for picture, words in ((png(64)[:60], "emoji, picture 1 is not a picture"), (png(32), "emoji, picture 1 should have 64x64 pixels, got 32x32")):
+        with pytest.raises(DataError, match=words):
+            emoji_rows(rows(png(64), picture))
+    with pytest.raises(DataError, match="mnist, picture 1 is not a picture"):
+        mnist_rows(rows(png(28), b"none"))[1]

@@ -4,8 +4,9 @@
 
 Of several ways in which the model itself confirms a booking of the training part, most of them told with other times, dates, numbers and names, the
 one that keeps the most is preferred to the one that loses, invents or repeats the most; where none is faultless, the people's own turn is, if it
-keeps as much. After a change (changes=0.85: mostly such turns) what the change leaves as it was counts as well. Then again from there, as often as
---base and --out say: the pairs are the model's own, so each round has what it still gets wrong. Rounds can be averaged: `python -m gencore.average`."""
+keeps as much. After a change (changes=0.85: mostly such turns) what the change leaves as it was counts as well. Then again from there, as often
+as --base and --out say: the pairs are the model's own, so each round has what it still gets wrong. Rounds can be averaged:
+`python -m gencore.average`."""
 import argparse
 import random
 import re
