@@ -34,6 +34,7 @@ TAKES_KWARGS = {
     "gencore/check.py:dims": "the named sizes of the shape it checks",
     "gencore/chat_template.py:call": "Jinja's own signature: what a template passes",
     "gencore/chat_template.py:paid": "the same, around any filter",
+    "gencore/chat_template.py:dictionary": "the same, of dict()",
 }
 
 

@@ -32,6 +32,7 @@ from textgen.presets import llama_shape
 from textgen.slots import Swaps, in_small_letters
 
 TASKS, QUESTIONS = ("sgd", "star"), ("dolly_subset", "self_instruct")
+HEARD = ("speakers", "swaps", "made", "asides", "context")      # what a resumed run goes on under: the lessons
 UNKNOWN = ["I'm sorry, I don't know that. I can help you to book a table, a hotel or a taxi.", "I'm afraid I don't know. Is there something to book?",
            "Sorry, I don't know about that. I only know about bookings.", "I don't know, sorry. I can find you a restaurant, a hotel or a ride.",
            "That I don't know, I'm sorry. Can I help you with a reservation?", "I'm sorry, I don't know the answer to that."]
@@ -93,6 +94,12 @@ def new(cfg, talks):
     return CausalLM(replace(shape, bos=tokenizer.bos_id, eos=(tokenizer.eos_id, turn_end(tokenizer)), pad=tokenizer.pad_id), tokenizer)
 
 
+def further(base, cfg):
+    """A chat model by name or folder -> the copy that goes on, with the layers and the context that it lacks."""
+    lm = CausalLM.from_pretrained(base)
+    return lm.trainable(cfg.context, max(cfg.layers, lm.cfg.transformer.layers))
+
+
 @command
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,8 +115,7 @@ def main():
     learnt = lessons(rows, "train", cfg.asides, swaps=cfg.swaps, made=cfg.made, seed=cfg.train.seed)
     held = lessons(rows, "validation", cfg.asides, seed=cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
-    base = CausalLM.from_pretrained(args.base) if args.base else None
-    lm = new(cfg, learnt) if base is None else base.trainable(cfg.context, max(cfg.layers, base.cfg.transformer.layers))
+    lm = further(args.base, cfg) if args.base else new(cfg, learnt)
     data, unseen = windows(lm.tokenizer, learnt, cfg), windows(lm.tokenizer, held[:300], cfg)
     print(f"{len(learnt):,} conversations in {len(data):,} windows of {cfg.context} tokens ({data.cut} exchanges cut); "
           f"{sum(p.numel() for p in lm.parameters()):,} parameters", file=sys.stderr)
@@ -131,8 +137,7 @@ def main():
         print(f"\n--- step {step} ---\n{said}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(said, encoding="utf-8")
 
-    plan = {name: getattr(cfg, name) for name in ("speakers", "swaps", "made", "asides", "context")}
-    run = Run(args.out, resume=args.resume, extend=True, plan=plan, evaluate=evaluate, sample=sample,
+    run = Run(args.out, resume=args.resume, extend=True, plan={name: getattr(cfg, name) for name in HEARD}, evaluate=evaluate, sample=sample,
               export=lambda model: model.files(dtype=torch.bfloat16),
               card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.train_chat " + shlex.join(sys.argv[1:])})
     fit(lm, packed_loss, Batches(data, cfg.train.batch, cfg.train.seed), cfg.train, run=run)
