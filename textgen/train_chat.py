@@ -105,8 +105,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=".jsonl or .parquet with the columns messages, source and split")
     parser.add_argument("--out", type=Path, default=Path("runs/chat"), help="run folder (default runs/chat)")
-    parser.add_argument("--base", "--start", help="a chat model to go on from, by name or folder; its tokenizer and shape stay, but "
-                        "for layers and context that it lacks")
+    parser.add_argument("--base", "--start", help="a chat model to go on from, by name or folder: its shape stays, but layers and context it lacks")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="fields of ChatRun, or train.<field of TrainConfig>")
     args = parser.parse_intermixed_args()
@@ -116,7 +115,7 @@ def main():
     held = lessons(rows, "validation", cfg.asides, seed=cfg.train.seed)
     torch.manual_seed(cfg.train.seed)
     lm = further(args.base, cfg) if args.base else new(cfg, learnt)
-    data, unseen = windows(lm.tokenizer, learnt, cfg), windows(lm.tokenizer, held[:300], cfg)
+    data, unseen = (windows(lm.tokenizer, talks, cfg) for talks in (learnt, held[:300]))
     print(f"{len(learnt):,} conversations in {len(data):,} windows of {cfg.context} tokens ({data.cut} exchanges cut); "
           f"{sum(p.numel() for p in lm.parameters()):,} parameters", file=sys.stderr)
 
