@@ -229,7 +229,7 @@ def test_long_texts_come_in_chunks_that_lose_nothing(monkeypatch):
     (lambda w: Word2VecConfig(window=0), ConfigError, "window should be between 1 and .*, got 0"),
     (lambda w: Word2VecConfig("skipgram"), ConfigError, "objective should be one of"),
     (lambda w: Word2VecConfig(lr=0.0), ConfigError, "lr should fall to min_lr"),
-    (lambda w: Word2VecConfig(lr=float("nan")), ConfigError, "lr should fall to min_lr"),
+    (lambda w: Word2VecConfig(lr=float("nan")), ConfigError, "lr should be float, got nan"),
     (lambda w: w.draw("never.png", ["king"]), InputError, "a picture takes two words or more, in a list, got"),
     (lambda w: load_word2vec("gone.txt"), DataError, "no file gone.txt"),
     (lambda w: Word2Vec(["a", "a"], torch.zeros(2, 3)), InputError, "no word twice"),
