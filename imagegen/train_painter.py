@@ -51,7 +51,8 @@ class Plan:
     scene_share: float = 0.3                           # of each batch, where there are scenes
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(channels=(32, 32, 64, 96)))
     words: TextEncoderConfig = TextEncoderConfig(layers=4)       # with --base: layers that it lacks are added
-    transformer: DiTConfig = DiTConfig(patch=1, layers=9)        # 64 tokens: one of 2 x 2 latents is as large as a small shape; --base: layers
+    transformer: DiTConfig = DiTConfig(patch=1, layers=9)        # 64 tokens: one of 2 x 2 latents would be as large as a small shape of a scene.
+                                                                 # With --base: layers that it lacks are added
     finer: bool = False                                # with --base: its transformer, of larger tokens, goes on with single latents
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
                                             precision="auto")

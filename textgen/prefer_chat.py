@@ -86,7 +86,7 @@ def unchanged(before, theirs):
     if not asked or len(asked[-1][0]) != len(before) - 2:
         return []
     text, reply = asked[-1][1], before[-1]["content"]
-    changed = {*slots(reply).values()} | ({"date"} if re.search("today|tomorrow|day", reply, re.IGNORECASE) else set())
+    changed = {*slots(reply).values()} | ({"date"} if re.search("day|tomorrow", reply, re.IGNORECASE) else set())
     said = changed | ({*slots(theirs).values()} - {"name"})
     if not changed:
         return []
