@@ -150,7 +150,10 @@ class Family:
 
     def import_state(self, cfg, theirs):
         """{their name: tensor} -> {our name: tensor}. CheckpointError names what is missing or left over."""
-        left = {self._spelt(name): tensor for name, tensor in theirs.items()}
+        left = {}
+        for name, tensor in theirs.items():
+            if left.setdefault(self._spelt(name), tensor) is not tensor:
+                raise CheckpointError(f'the weights have "{self._spelt(name)}" twice, once as "{name}": which of the two counts is not known')
         ours, ties = {}, []
         for rule in self.rules(cfg):
             names = _tuple(rule.theirs)

@@ -6,6 +6,7 @@ import math
 import random
 import sys
 import time
+import zlib
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -54,6 +55,7 @@ class Work:
     run: Run
     home: torch.device              # where the caller had the model
     ema: EMA | None = None
+    batch_mark: int | None = None   # of the first batch that the run learnt from: a resumed one goes on with the same data
     step: int = 0                   # steps done
     cpu_seconds: float = 0.0        # of this run's earlier parts
     started: float = field(default_factory=time.process_time)
@@ -116,6 +118,7 @@ def train(work, data, stop):
     """The loop: schedule, accumulate, clip, step, EMA, evaluate, sample, save."""
     from tqdm import tqdm
     config, accelerator = work.config, work.accelerator
+    note_data(work, data)
     bar = tqdm(total=config.steps, initial=work.step, unit="step", mininterval=0.2 if sys.stderr.isatty() else 30,      # short log files
                disable=not (work.run.progress and accelerator.is_main_process))
     pace = Pace(config.steps - work.step, accelerator.device, work.say)
@@ -148,6 +151,24 @@ def train(work, data, stop):
                 draw_loss(work.run)
             if stopping and work.step < config.steps:
                 raise_stopped(work, stopping)
+
+
+def note_data(work, data):
+    """Marks the run's first batch; warns where a resumed run would have begun with another one."""
+    seed_all(work.config.seed, 0, 0)
+    mark = mark_of(data.batch(0, 0, 1))
+    if work.batch_mark not in (None, mark):
+        work.say(f"{work.run.folder} was begun with other data, or with other settings of it: it goes on with what it is given now", always=True)
+    work.batch_mark = mark
+
+
+def mark_of(batch):
+    """A batch -> a checksum of its whole numbers (ids, pixels, labels): real ones, such as latents, may be rounded differently elsewhere."""
+    mark = 0
+    for name, values in sorted(batch.items()):
+        if torch.is_tensor(values) and not values.is_floating_point():
+            mark = zlib.crc32(values.contiguous().cpu().numpy().tobytes(), zlib.crc32(f"{name} {tuple(values.shape)}".encode(), mark))
+    return mark
 
 
 def accumulate(work, data, generator, stop):
@@ -253,7 +274,8 @@ def save(work):
     if work.accelerator.is_main_process:
         files = export(work)                                            # first: it may move the weights, and a state_dict is of where they were
         state = {"step": work.step, "config": to_dict(work.config), "plan": work.run.plan, "model": work.model.state_dict(),
-                 "optimizer": work.optimizer.state_dict(), "ema": work.ema.state_dict() if work.ema else None, "cpu_seconds": work.used()}
+                 "optimizer": work.optimizer.state_dict(), "ema": work.ema.state_dict() if work.ema else None, "cpu_seconds": work.used(),
+                 "batch_mark": work.batch_mark}
         save_checkpoint(work.run, work.step, files, state)
         work.run.path("README.md").write_text(model_card(work.run, to_dict(work.config), work.used()), encoding="utf-8")
     work.accelerator.wait_for_everyone()
@@ -298,7 +320,7 @@ def start(model, loss, config, *, run, optimizer):
         work.optimizer.load_state_dict(state["optimizer"])
         if ema:
             ema.load_state_dict(state["ema"])
-        work.step, work.cpu_seconds = state["step"], state["cpu_seconds"]
+        work.step, work.cpu_seconds, work.batch_mark = state["step"], state["cpu_seconds"], state.get("batch_mark")
         check_same_files(work, checkpoints(run)[-1][1])
         work.say(f"resumed {run.folder} at step {work.step}")
     elif run.resume:

@@ -47,6 +47,7 @@ def test_other_spellings_tied_copies_and_old_buffers_are_accepted():
     (lambda s: s.pop("model.norm"), 'no tensor "model.norm"'),
     (lambda s: s.update(other=torch.ones(1)), 'a tensor "other" that toy does not'),
     (lambda s: s.update(head=torch.ones(3)), '"head" should equal'),
+    (lambda s: s.update(norm=torch.ones(3)), '"model.norm" twice, once as "norm"'),
     (lambda s: s.update({"h.0.q": torch.ones(3, 5)}), '"h.0.q": dimension 0 should be 4'),
     (lambda s: s.update({"h.0.kv": torch.ones(5, 5)}), '"h.0.kv": dimension 0 should be 6')])
 def test_weights_that_do_not_fit_are_named(change, words):

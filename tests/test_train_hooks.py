@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gencore.check import ConfigError
-from tests.test_train import HARD, PLAIN, Toy, equal, loss, metrics, stop_at, toy_fit
+from tests.test_train import HARD, PLAIN, Ragged, Toy, equal, loss, metrics, stop_at, toy_fit
 
 
 def test_what_was_learnt_is_saved_before_an_evaluation_that_fails(tmp_path):
@@ -31,6 +31,19 @@ def test_a_resumed_run_keeps_to_the_rest_of_its_plan_too(tmp_path):
     with pytest.raises(ConfigError, match="begun with other settings .alpha was 8.0, is 16.0"):
         toy_fit(tmp_path, config, plan={"alpha": 16.0, "schedule": {"path": "vp"}}, resume=True)
     assert toy_fit(tmp_path, config, plan={"alpha": 8.0, "schedule": {"path": "vp"}}, resume=True)
+
+
+def test_a_resumed_run_tells_when_its_data_are_others(tmp_path, capsys):
+    config, others = replace(PLAIN, steps=2, save_every=2), "was begun with other data"
+    toy_fit(tmp_path, config)
+    toy_fit(tmp_path, config, resume=True)
+    assert others not in capsys.readouterr().err
+    toy_fit(tmp_path, config, resume=True, extend=True, data=Ragged(length=7))
+    assert others in capsys.readouterr().err
+    toy_fit(tmp_path, replace(config, steps=4), resume=True, extend=True, data=Ragged(length=7))
+    assert others in capsys.readouterr().err                                        # that run had no step left: nothing of these is in its checkpoint
+    toy_fit(tmp_path, replace(config, steps=5), resume=True, extend=True, data=Ragged(length=7))
+    assert others not in capsys.readouterr().err
 
 
 def test_hooks_find_the_model_where_it_came_from_and_training_where_the_accelerator_is(tmp_path, monkeypatch):

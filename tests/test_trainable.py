@@ -70,3 +70,14 @@ def test_few_bits_generate_in_every_dtype_one_text_or_several(layout, bits, dtyp
     ids = torch.tensor([lm.tokenizer.encode("the rain fell on")])
     with torch.no_grad():
         assert (few(ids).float() - exact(ids)).std() < {"int8": 0.1, "int4": 0.4}[bits] * exact(ids).std()
+
+
+def test_compiled_steps_forget_few_bits_that_changed(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("gencore.decode.compiled", lambda function, device: function)
+    lm.save_pretrained(tmp_path)
+    few = CausalLM.from_pretrained(tmp_path, quantize="int8")
+    before = few.fast_stepper(3).cache
+    assert few.fast_stepper(3).cache is before                                  # nothing has changed: the steps that there are
+    with torch.no_grad():
+        few.transformer.blocks[0].attention.qkv.scales.mul_(2)
+    assert few.fast_stepper(3).cache is not before

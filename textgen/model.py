@@ -215,7 +215,7 @@ class CausalLM(nn.Module):
         rotary = self.cfg.transformer.rotary
         if length > size or rotary is not None and rotary.by_length:
             return None
-        weights = [(p.data_ptr(), None if p.is_inference() else p._version) for p in self.parameters()]
+        weights = [(p.data_ptr(), None if p.is_inference() else p._version) for p in self.state_dict().values()]
         if weights != self._compiled_of:                         # they were trained, or loaded anew, since
             self._compiled.clear()
             self._compiled_of = weights
