@@ -3,6 +3,7 @@
 van den Oord et al. 2017 (VQ-VAE, straight-through), Razavi et al. 2019 (moving-average codebooks), Zeghidour et al. 2021
 (residual VQ, quantiser dropout, k-means start, dead codes), Mentzer et al. 2023 (FSQ)."""
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, NamedTuple
 
 import torch
@@ -134,27 +135,30 @@ class FSQ(nn.Module):
         super().__init__()
         if not levels or any(type(n) is not int or n < 2 for n in levels):
             raise ConfigError(f"FSQ levels should be whole numbers of at least 2, got {tuple(levels)}")
-        self.levels = tuple(levels)
-        self.codes = int(torch.tensor(levels).prod())
-        self.register_buffer("counts", torch.tensor(levels), persistent=False)
-        self.register_buffer("base", torch.tensor([1, *levels[:-1]]).cumprod(0), persistent=False)
+        self.levels, self.codes = tuple(levels), prod(levels)
 
     def forward(self, x):
         """x (B,T,D), D = number of levels -> Quantized with values in [-1, 1], codes (B,T)."""
         dims("x", x, "B T D", D=len(self.levels))
-        unit = (self.counts - 1) / 2                                              # (D,), half the span of the levels
+        counts, base = self._scales(x.device)
+        unit = (counts - 1) / 2                                                   # (D,), half the span of the levels
         bounded = torch.tanh(x) * unit                                            # (B, T, D) in [-unit, unit]
         rounded = torch.round(bounded + unit) - unit                              # levels lie at -unit, -unit + 1, .. unit
         values = (bounded + (rounded - bounded).detach()) / unit                  # straight through
-        codes = ((rounded + unit).long() * self.base).sum(-1)                     # (B, T)
+        codes = ((rounded + unit).long() * base).sum(-1)                          # (B, T)
         return Quantized(values, codes, x.new_zeros(()))
 
     def lookup(self, codes):
         """codes (B,T) -> values (B,T,D) in [-1, 1]."""
         dims("codes", codes, "B T")
         check_codes(codes, self.codes)
-        digits = codes[..., None] // self.base % self.counts                      # (B, T, D)
-        return digits / ((self.counts - 1) / 2) - 1
+        counts, base = self._scales(codes.device)
+        digits = codes[..., None] // base % counts                                # (B, T, D)
+        return digits / ((counts - 1) / 2) - 1
+
+    def _scales(self, device):
+        """-> (how many levels each component has (D,), what its digit counts in a code (D,)); no buffers: no file would fill them."""
+        return torch.tensor(self.levels, device=device), torch.tensor([1, *self.levels[:-1]], device=device).cumprod(0)
 
 
 def check_codes(codes, count):

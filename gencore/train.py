@@ -3,6 +3,7 @@
 Everything random is a function of (seed, step, process), so a run that was stopped and resumed ends with the bits of one that was not."""
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -275,7 +276,7 @@ def save(work):
         files = export(work)                                            # first: it may move the weights, and a state_dict is of where they were
         state = {"step": work.step, "config": to_dict(work.config), "plan": work.run.plan, "model": work.model.state_dict(),
                  "optimizer": work.optimizer.state_dict(), "ema": work.ema.state_dict() if work.ema else None, "cpu_seconds": work.used(),
-                 "batch_mark": work.batch_mark}
+                 "batch_mark": work.batch_mark, "folder": str(work.run.path().resolve())}
         save_checkpoint(work.run, work.step, files, state)
         work.run.path("README.md").write_text(model_card(work.run, to_dict(work.config), work.used()), encoding="utf-8")
     work.accelerator.wait_for_everyone()
@@ -321,7 +322,7 @@ def start(model, loss, config, *, run, optimizer):
         if ema:
             ema.load_state_dict(state["ema"])
         work.step, work.cpu_seconds, work.batch_mark = state["step"], state["cpu_seconds"], state.get("batch_mark")
-        check_same_files(work, checkpoints(run)[-1][1])
+        check_same_files(work, checkpoints(run)[-1][1], state.get("folder", ""))
         work.say(f"resumed {run.folder} at step {work.step}")
     elif run.resume:
         work.say(f"nothing to resume in {run.folder}: starting at step 0")
@@ -342,11 +343,14 @@ def load_weights(model, saved, run):
     model.load_state_dict(saved)
 
 
-def check_same_files(work, folder):
-    """ConfigError where the run would now write other files beside its weights than it did: a tokenizer of other data, another base's shape."""
+def check_same_files(work, folder, before):
+    """ConfigError where the run would now write other files beside its weights than it did: a tokenizer of other data, another base's shape.
+
+    before: where the run lay then; files may name it."""
+    moved = lambda written: written.replace(os.fsencode(before), os.fsencode(work.run.path().resolve())) if before else written
     for name, content in export(work).items():
         known = name != "README.md" and not name.endswith(".safetensors") and (folder / name).is_file()
-        if known and (folder / name).read_bytes() != file_bytes(name, content):
+        if known and moved((folder / name).read_bytes()) != file_bytes(name, content):
             raise ConfigError(f"{work.run.folder} was begun with another {name}: resume it with the data, the base and the settings that it had, or "
                               "start in another folder")
 

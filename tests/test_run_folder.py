@@ -106,6 +106,17 @@ def test_a_run_is_not_resumed_with_another_tokenizer_or_to_fewer_steps(tmp_path)
     toy_fit(tmp_path / "run", replace(PLAIN, steps=9), export=files(["a", "b"]), resume=True, extend=True)
 
 
+def test_a_run_that_was_moved_goes_on_though_its_files_name_its_folder(tmp_path):
+    files = lambda folder: lambda model: {"model.safetensors": {"head": model.head.weight}, "adapter.json": {"base": str(folder / "base")}}
+    toy_fit(tmp_path / "one", export=files(tmp_path / "one"))
+    (tmp_path / "one").rename(tmp_path / "two")
+    with pytest.raises(ConfigError, match="begun with another adapter.json"):
+        toy_fit(tmp_path / "two", export=files(tmp_path / "three"), resume=True)
+    toy_fit(tmp_path / "two", export=files(tmp_path / "two"), resume=True)
+
+
 def test_a_name_that_is_no_utf8_is_on_the_card_as_it_can_be(tmp_path):
     toy_fit(tmp_path / "run", card={"Data": "d\udce4ta"})
     assert "d\\udce4ta" in (tmp_path / "run" / "model" / "README.md").read_text()
+    toy_fit(tmp_path / "d\udce4ta")
+    toy_fit(tmp_path / "d\udce4ta", replace(PLAIN, steps=8), resume=True, extend=True)
