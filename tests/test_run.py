@@ -6,13 +6,13 @@ import torch
 
 import gencore
 from gencore.check import InputError
-from gencore.tokenizer import train_bpe
+from gencore.tokenizer import Tokenizer, train_bpe
 from tests.test_causal_lm import TEXT, small
 from textgen import CausalLM
 from textgen.evaluate import bits_per_byte
 from textgen.model import CausalLMConfig
 from textgen.run import likeliest
-from textgen.text import Row, Settings
+from textgen.text import Row, Settings, tail
 
 PROMPTS = ["It was", "the rain fell on the old town", "a"]
 
@@ -142,3 +142,22 @@ def test_bytes_that_never_become_a_character_are_given_up_on():
     row, first = Row(tokenizer, (), ()), tokenizer.encode("é")[1]                       # a byte that only continues one
     pieces = [row.add(first) for _ in range(20)]
     assert any(pieces) and set("".join(pieces) + row.end()) == {"\ufffd"} and row.add(tokenizer.encode("x")[0]) == ""
+
+
+@pytest.fixture(scope="module")
+def spelt_in_bytes():
+    """A tokenizer as SentencePiece makes them: what its vocabulary lacks is spelt in bytes."""
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import decoders, models, normalizers
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abc"]
+    engine = Engine(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    engine.normalizer = normalizers.Replace(" ", "\u2581")
+    engine.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return Tokenizer(engine, {"unk_token": "<unk>"})
+
+
+@pytest.mark.parametrize("prompt", ["a", "", "\u4f60\u597d\u4e16\u754c", "a\U0001f469"])
+@pytest.mark.parametrize("text", ["\u4f60\u597d\u4e16\u754c\u4f60\u597d", "\U0001f469\U0001f469\u20ac\u20ac\U0001f469b", "\u00e9\u00e9 a\u4e16c" * 4])
+def test_characters_spelt_in_bytes_come_out_whole(prompt, text, spelt_in_bytes):
+    row = Row(spelt_in_bytes, (), (), context=tail(spelt_in_bytes, spelt_in_bytes.encode(prompt)))
+    assert "".join(row.add(token) for token in spelt_in_bytes.encode(text)) + row.end() == text

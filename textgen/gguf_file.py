@@ -11,13 +11,16 @@ from gencore.folder import writing
 
 FAMILIES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "gpt2": "GPT2"}
 TYPES = {"float32": ("F32", "ALL_F32"), "float16": ("F16", "MOSTLY_F16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0"), "q4_0": ("Q4_0", "MOSTLY_Q4_0")}
+CUTS = {r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*": "llama-bpe",           # what is told by a tokenizer's rule of cutting text -> llama.cpp's name of it:
+        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*": "qwen2"}                    # Llama 3's and Qwen's split differ in how many digits go together
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")      # GPT-2 stores (in, out)
 
 
 def save_gguf(lm, path, *, weights="float32"):
     """CausalLM with a tokenizer -> a .gguf file. weights: "float32", "float16", "q8_0" or "q4_0" (of matrices; vectors stay float32).
 
-    llama.cpp cuts text by GPT-2's rule, which splits blank lines where train_bpe keeps them whole: give it ids for the same tokens."""
+    llama.cpp cuts text by the rules of GPT-2, Llama 3 or Qwen, which it knows by name. GPT-2's, which it takes for any other, splits blank lines
+    where train_bpe keeps them whole: give it ids for the same tokens."""
     gguf = package()
     if weights not in TYPES:
         raise InputError(f'weights should be one of {", ".join(TYPES)}, got "{weights}"{nearest(weights, TYPES)}')
@@ -87,15 +90,23 @@ def say_tokens(writer, tokenizer, cfg, kinds):
     tokens = [tokenizer.engine.id_to_token(i) or f"<|unused{i}|>" for i in range(cfg.vocab)]
     special = {token["id"] for token in engine["added_tokens"] if token["special"]}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(next((name for cut, name in CUTS.items() if cut in cutting_rule(engine)), "gpt-2"))
     writer.add_token_list(tokens)
     writer.add_token_types([kinds.UNUSED if i >= len(tokenizer) else kinds.CONTROL if i in special else kinds.NORMAL for i in range(cfg.vocab)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in engine["model"]["merges"]])
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(cfg.bos is not None and tokenizer.encode("a", special=True)[:1] == [cfg.bos])
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
     for say, value in ((writer.add_bos_token_id, cfg.bos), (writer.add_eos_token_id, cfg.eos[0] if cfg.eos else None),
                        (writer.add_pad_token_id, cfg.pad)):
         if value is not None:
             say(value)
+
+
+def cutting_rule(engine):
+    """tokenizer.json as a dict -> the regular expressions that cut its text, one after another."""
+    first = engine["pre_tokenizer"] or {}
+    return "\n".join((part.get("pattern") or {}).get("Regex", "") for part in first.get("pretokenizers", [first]))
 
 
 def as_stored(gguf, name, tensor, *, config, weights):

@@ -76,7 +76,7 @@ class Row:
             self.shown += len(piece)
         else:
             piece, self.shown, self.waiting = text[self.shown:], 0, 0
-            self.context, self.pending = (self.context + self.pending)[-8:], []
+            self.context, self.pending = tail(self.tokenizer, self.context + self.pending), []
         return self._released(self.held + piece)
 
     def _undecoded(self):
@@ -102,6 +102,12 @@ class Row:
                      if any(stop.startswith(text[-n:]) for stop in self.stops)), 0) if most > 1 else 0
         self.held = text[len(text) - keep:] if keep else ""
         return text[:len(text) - keep]
+
+
+def tail(tokenizer, ids, least=8):
+    """The last ids, from the beginning of a character on: where characters are spelt in bytes (SentencePiece), half a one spoils those behind it."""
+    ends = (ids[-n:] for n in range(least, least + 4))
+    return next((end for end in ends if not tokenizer.decode(end).startswith("\ufffd")), ids[-least:])
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def started(lm, prompts, settings):
     lists = checked_prompts(lm, prompts, settings)
     if settings.draft is not None:
         check_draft(lm, lists, settings)
-    return lists, [Row(lm.tokenizer, settings.stop, lm.cfg.eos, context=ids[-8:]) for ids in lists]
+    return lists, [Row(lm.tokenizer, settings.stop, lm.cfg.eos, context=tail(lm.tokenizer, ids)) for ids in lists]
 
 
 def pieces(lm, lists, rows, *, seeds, settings, trace=None):

@@ -1,6 +1,7 @@
 """textgen/gguf_file.py: llama.cpp says the same greedy tokens as the model that was written; what can't be written is named, and leaves no file."""
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from gencore.attention import AttentionConfig
 from gencore.check import ConfigError, InputError
 from gencore.layers import MLPConfig, NormConfig
 from gencore.positions import RotaryConfig
-from gencore.tokenizer import Tokenizer, train_bpe
+from gencore.tokenizer import Tokenizer, train_bpe, with_chat
 from gencore.transformer import TransformerConfig
 from textgen import CausalLM
 from textgen.gguf_file import save_gguf
@@ -76,6 +77,29 @@ def test_smaller_weights_stay_near(tokenizer, tmp_path):
         assert (up - there).abs().max() < most * there.abs().max()
         sizes[weights] = (tmp_path / "lm.gguf").stat().st_size
     assert sizes["q4_0"] < sizes["q8_0"] < sizes["float16"]
+
+
+LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@pytest.mark.parametrize("rule, called", [(None, "gpt-2"), (LLAMA_3, "llama-bpe"), (LLAMA_3.replace("{1,3}", ""), "qwen2")])
+def test_the_file_says_how_text_is_cut_how_it_begins_and_how_a_chat_is_written(rule, called, tokenizer, tmp_path):
+    from gguf import GGUFReader
+    from tokenizers import Regex, pre_tokenizers, processors
+    engine = type(tokenizer.engine).from_str(tokenizer.engine.to_str())
+    if rule:
+        steps = [pre_tokenizers.Split(Regex(rule), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        engine.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        first = engine.id_to_token(0)
+        engine.post_processor = processors.TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 0)])
+    lm = CausalLM(model("llama", tokenizer).cfg, with_chat(Tokenizer(engine, tokenizer.config)) if rule else tokenizer)
+    if rule:
+        lm = CausalLM(replace(lm.cfg, vocab=len(lm.tokenizer)), lm.tokenizer)
+    save_gguf(lm, tmp_path / "lm.gguf")
+    said = GGUFReader(tmp_path / "lm.gguf").fields
+    assert said["tokenizer.ggml.pre"].contents() == called and said["tokenizer.ggml.add_bos_token"].contents() == bool(rule)
+    template = said.get("tokenizer.chat_template")
+    assert (template and template.contents()) == lm.tokenizer.chat_template
 
 
 def test_what_cannot_be_written_is_named(tokenizer, tmp_path):
