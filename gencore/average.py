@@ -19,6 +19,8 @@ def average(folders, out):
     if len(folders) < 2:
         raise InputError(f"an average needs two folders or more, got {len(folders)}")
     first, *others = [Path(folder) for folder in folders]
+    if (first / "adapter_config.json").is_file():
+        raise InputError(f"{first} is an adapter, whose change is a product of two matrices: average what LoRA.merged() saves")
     files = {}
     for path in (path for path in files_below(first) if path.name != DIGESTS and path.suffix != ".md"):
         name = path.relative_to(first).as_posix()

@@ -30,7 +30,8 @@ class Adapter:
         """network: a copy, which is changed. ranks: {name of a matrix: rank}. scale: how many times B A counts. base: {"name", "digest"}."""
         from peft import LoraConfig, inject_adapter_in_model
         self.base, self.ranks, self.scale = base, ranks, scale
-        self.parts = parts(network, family, ranks)
+        self.parts, every = (parts(network, family, names) for names in (ranks, linears(network)))
+        self.paths = [theirs.removesuffix(".weight") for theirs, *_ in every]                        # of all matrices that could be changed
         config = LoraConfig(r=1, lora_dropout=dropout, target_modules=list(ranks), rank_pattern=dict(ranks),
                             alpha_pattern={name: scale * rank for name, rank in ranks.items()})
         self.network = inject_adapter_in_model(config, network)
@@ -58,10 +59,12 @@ class Adapter:
             ranks[path] = len(A)
         rank = max(ranks.values())
         others = {path: r for path, r in ranks.items() if r != rank}
+        kind = lambda path: re.sub(r"^.*?\.\d+\.", "", path)                  # what stands behind the block's number
+        kinds = {kind(path) for path in ranks}                                 # told to peft, where it is these in every block
         config = {"peft_type": "LORA", "task_type": task, "base_model_name_or_path": self.base["name"], "r": rank,
                   "lora_alpha": self.scale * rank, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
                   "fan_in_fan_out": any(turned for *_, turned in self.parts),
-                  "target_modules": sorted({re.sub(r"^.*?\.\d+\.", "", path) for path in ranks}),         # behind the block's number
+                  "target_modules": sorted(kinds if sum(kind(path) in kinds for path in self.paths) == len(ranks) else ranks),
                   "rank_pattern": others, "alpha_pattern": {path: self.scale * r for path, r in others.items()}}
         return {"adapter_config.json": config, "adapter_model.safetensors": tensors, BASE: self.base}
 

@@ -47,6 +47,9 @@ def test_other_models_have_no_average(folders, tmp_path):
     save_folder(tmp_path / "d", {"config.json": {}})
     with pytest.raises(CheckpointError, match="no .safetensors file"):
         average([tmp_path / "d", tmp_path / "d"], out)
+    save_folder(tmp_path / "e", {"adapter_config.json": {}, "adapter_model.safetensors": {"A": torch.zeros(1, 3)}})
+    with pytest.raises(InputError, match="is an adapter, .*: average what LoRA.merged"):
+        average([tmp_path / "e", tmp_path / "e"], out)
     assert not out.exists()
 
 

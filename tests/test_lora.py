@@ -89,6 +89,19 @@ def test_an_adapter_from_peft_comes_here_and_goes_back(rslora, tmp_path):
     torch.testing.assert_close(in_peft(tmp_path / "base", tmp_path / "back"), logits(lora.lm), rtol=1e-5, atol=1e-5)
 
 
+def test_an_adapter_of_one_block_stays_one_of_one_block(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+    lm = saved(tmp_path / "base")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(
+        r=2, target_modules=["q_proj", "up_proj"], layers_to_transform=[1], task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    lora = LoRA.from_pretrained(lm, tmp_path / "adapter")
+    moved(lora).save_pretrained(tmp_path / "back")
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "back")
+    assert not [name for name, _ in theirs.named_parameters() if "lora_" in name and ".layers.0." in name]
+    torch.testing.assert_close(in_peft(tmp_path / "base", tmp_path / "back"), logits(lora.lm), rtol=1e-5, atol=1e-5)
+
+
 def test_an_alpha_of_some_layers_counts_as_in_peft_and_a_broken_configuration_is_named(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
