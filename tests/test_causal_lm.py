@@ -206,11 +206,10 @@ def test_a_trainable_copy_has_the_weights_and_leaves_the_model_alone(lm):
     assert lm(ids).abs().max() > 0 and copy.tokenizer is lm.tokenizer
 
 
-def test_training_mode_comes_back(lm):
-    lm.train()
+def test_training_mode_comes_back():
+    lm = small().train()
     lm.generate("It", max_new_tokens=2)
     assert lm.training
-    lm.eval()
 
 
 # ---- folders ----

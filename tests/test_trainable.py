@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gencore import replay
 from gencore.check import InputError
 from tests.test_causal_lm import STACK, small
 from tests.test_lora import GPT2
@@ -81,3 +82,19 @@ def test_compiled_steps_forget_few_bits_that_changed(lm, tmp_path, monkeypatch):
     with torch.no_grad():
         few.transformer.blocks[0].attention.qkv.scales.mul_(2)
     assert few.fast_stepper(3).cache is not before
+
+
+def test_what_was_trained_has_no_recipe_until_it_is_saved(lm, tmp_path):
+    lm.save_pretrained(tmp_path / "base")
+    ours = CausalLM.from_pretrained(tmp_path / "base")
+    assert ours.generate("the rain", max_new_tokens=4, seed=1).recipe.model == str(tmp_path / "base")
+    ours.train().eval()
+    with torch.no_grad():
+        ours.embedding.weight.mul_(1.5)
+    assert ours.generate("the rain", max_new_tokens=4, seed=1).recipe is None
+    ours.save_pretrained(tmp_path / "rounded", dtype="bfloat16")
+    assert ours.generate("the rain", max_new_tokens=4, seed=1).recipe is None
+    ours.save_pretrained(tmp_path / "further")
+    text = ours.generate("the rain", max_new_tokens=12, seed=1)
+    text.save(tmp_path / "a.txt")
+    assert replay(tmp_path / "a.txt") == text

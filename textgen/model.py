@@ -201,6 +201,12 @@ class CausalLM(nn.Module):
             lm.cfg = replace(cfg, transformer=lm.transformer.cfg)
         return lm
 
+    def train(self, mode=True):
+        """As every module's. Weights that go to be trained are those of no folder any more: without recipes until they are saved."""
+        if mode:
+            self.name = self.digest = None
+        return super().train(mode)
+
     def _apply(self, fn, recurse=True):
         """What `to` calls: steps that were compiled for another device or dtype are forgotten."""
         self._compiled.clear()
@@ -248,8 +254,11 @@ class CausalLM(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder, *, dtype=None):
-        """Writes a folder that `from_pretrained` and transformers' AutoModelForCausalLM open. dtype: of the weights in the file."""
+        """Writes a folder that `from_pretrained` and transformers' AutoModelForCausalLM open, and makes it the one that recipes name; not where
+        `dtype` rounds what generates here. dtype: of the weights in the file."""
         save_folder(folder, self.files(dtype=dtype))
+        exact = dtype is None or all(p.equal(p.to(floating(dtype)).to(p.dtype)) for p in self.parameters())
+        self.name, self.digest = lasting_name(folder), made_with(folder) if exact else None
 
     def files(self, *, dtype=None):
         """What save_pretrained writes, for gencore.checkpoint.save_folder and fit's export."""
