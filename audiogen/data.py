@@ -87,12 +87,21 @@ def coded(codec, clips, *, versions=1, seed=0):
     return codes
 
 
+def short_enough(clips, cfg, codec, *, batch, versions=1):
+    """Clips -> those that a token model of TokenModelConfig `cfg` speaks by a codec of CodecConfig `codec`; DataError where they fill no batch."""
+    most = int((cfg.longest - 1) * (min(SPEEDS) if versions > 1 else 1))                      # the slowest version has a frame for its end as well
+    short = [clip for clip in clips if len(clip.waveform) <= most * codec.hop]
+    if len(short) * versions < batch:
+        raise DataError(f"{len(short)} of {len(clips)} clips last {most / codec.frame_rate:.1f} s at most ({most} frames); with {versions} versions "
+                        f"of each they are fewer than a batch of {batch}: give more of them, or allow longer ones or a smaller batch")
+    return short
+
+
 def code_batches(codec, clips, cfg, *, batch, versions=1, seed=0):
     """Clips -> CodeBatches for a token model of TokenModelConfig `cfg`; clips longer than it speaks are left out."""
-    most = int((cfg.longest - 1) * (min(SPEEDS) if versions > 1 else 1))                      # the slowest version has a frame for its end as well
-    short = [clip for clip in clips if len(clip.waveform) <= most * codec.cfg.hop]
+    short = short_enough(clips, cfg, codec.cfg, batch=batch, versions=versions)
     if len(short) < len(clips):
-        print(f"left out {len(clips) - len(short)} of {len(clips)} clips that are longer than {most} frames ({most / codec.cfg.frame_rate:.1f} s)")
+        print(f"left out {len(clips) - len(short)} of {len(clips)} clips, which are longer than the {cfg.longest} frames that are learnt")
     codes = coded(codec, short, versions=versions, seed=seed)
     words = [cfg.words.index(clip.text) for clip in short for _ in range(versions)]
     voices = [cfg.voices.index(clip.speaker) for clip in short for _ in range(versions)]

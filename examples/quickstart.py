@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from gencore.check import command
+from gencore.folder import folder_for
 
 OPENING = "It was a dark night, and the rain"
 PROMPTS = ["a handwritten seven", "slice of pizza, noto style", "rocket, noto style", "a handwritten three",
@@ -82,7 +83,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder to write into (default: demo-output)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same files (default: 0)")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    folder_for(args.out)
     begun = time.perf_counter()
     print("\n1 of 4: a paragraph by the novelist\n")
     paragraph = write_paragraph(args.out, args.seed)

@@ -19,7 +19,7 @@ import torch
 from audiogen import Audio, Codec, TextToSpeech
 from audiogen.codec import CodecConfig
 from audiogen.codec_loss import CodecTraining, DecoderFinish, check_training, codec_loss, finish_loss
-from audiogen.data import Clip, Windows, code_batches, read_clips
+from audiogen.data import Clip, Windows, code_batches, read_clips, short_enough
 from audiogen.lm import TokenModel, small_transformer, token_loss
 from audiogen.speech import learnt_from, speech_files
 from gencore import Run, TrainConfig, fit
@@ -58,16 +58,16 @@ def main():
     args = parser.parse_intermixed_args()
     plan = override(Plan(), args.settings)
     clips = read_clips(args.data, plan.codec.sample_rate, split=args.split) if args.data else notes(plan.codec.sample_rate)
-    cfg = learnt_from(clips, plan.codec.quantize, longest=plan.longest, transformer=plan.transformer)      # before the codec's long training
+    cfg = learnt_from(clips, plan.codec.quantize, longest=plan.longest, transformer=plan.transformer)
+    short_enough(clips, cfg.model, plan.codec, batch=plan.speaker.batch, versions=plan.versions)           # before the codec's long training
     train_speaker(plan, cfg, train_codec(plan, clips, args), clips, args)
 
 
 def card(title, clips, args):
     """What the model card says of the data and of how it was trained; the data folder only by its own name."""
     source = args.data.name if args.data else "synthesised notes"
-    options = [f"--data {source}"] * bool(args.data) + [f"--split {args.split}"] * bool(args.split)
-    command_line = " ".join(["python examples/train_audio.py", *options, *args.settings])
-    return {"title": title, "Data": f"{len(clips)} clips of {source}", "Command": f"`{command_line}`"}
+    options = [f"--data {source}"] * bool(args.data) + [f"--split {args.split}"] * bool(args.split) + args.settings
+    return {"title": title, "Data": f"{len(clips)} clips of {source}", "Command": f"`{' '.join(['python examples/train_audio.py', *options])}`"}
 
 
 def train_codec(plan, clips, args):

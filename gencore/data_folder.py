@@ -347,7 +347,7 @@ def _no_split_left(path, split, kind):
 def _parquets(path):
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
-    return sorted(path.glob("*.parquet"))
+    return sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
 
 
 def _files(path, suffixes):
@@ -357,11 +357,11 @@ def _files(path, suffixes):
 
 
 def _walk(path):
-    """os.walk into linked folders too, each folder once; hidden ones and hidden files are left alone."""
+    """os.walk into linked folders too, each folder once; hidden ones, hidden files and the folders of trainings are left alone."""
     seen = set()
     for folder, below, names in os.walk(path, onerror=_unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        below[:] = [] if real in seen else [name for name in below if not name.startswith(".")]       # links in a circle
+        real, own = os.path.realpath(folder), [name for name in below if not os.path.exists(os.path.join(folder, name, "metrics.jsonl"))]
+        below[:] = [] if real in seen else [name for name in own if not name.startswith(".")]         # links in a circle
         if real not in seen:
             yield folder, below, [name for name in names if not name.startswith(".")]
         seen.add(real)

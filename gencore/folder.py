@@ -83,6 +83,32 @@ def carry(path, fresh):
     return None
 
 
+def folder_for(path, *, only=None):
+    """A folder that a script writes into, made where it is not there -> its whole path; InputError where that can't be.
+
+    only: the names of all that the script writes there, where it puts a new folder in its place: one that holds anything else, or in which the shell
+    stands, is refused."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        whole = Path(path).resolve()
+        others = sorted({entry.name for entry in whole.iterdir() if not entry.name.startswith(".")} - {*only}) if only else []
+    except OSError as error:
+        raise InputError(f"can't write into {path}: {error.strerror or error}; choose another folder") from error
+    if only and Path.cwd().is_relative_to(whole):
+        raise InputError(f"{path} would be written anew as a whole while the shell stands in it: choose a folder inside it")
+    if others:
+        raise InputError(f"{path} holds {others[0]}, which is nothing that is written here: choose another folder, so that nothing is lost")
+    return whole
+
+
+def file_for(path):
+    """A file that a script writes at its end -> its Path, the folder made; InputError where that can't be."""
+    folder_for(Path(path).parent)
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder: give the name of a file")
+    return Path(path)
+
+
 @contextlib.contextmanager
 def writing(path):
     """Around the writing of a file that a user named: InputError where it can't be written, with its folder when that is not there."""

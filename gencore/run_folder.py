@@ -53,6 +53,15 @@ def make_folder(run):
         raise ConfigError(f"{run.folder} holds a {written[0]} that is of no run: choose another folder, so that it is not written over")
 
 
+def open_run(run):
+    """Makes the folder of a run; ConfigError where that can't be, or where a run is already that is not to be resumed. For scripts with long work
+    before `fit`, which does the same."""
+    if not run.resume and checkpoints(run):
+        step, _ = checkpoints(run)[-1]
+        raise ConfigError(f"{run.folder} already holds a run at step {step}: resume it (resume=True, --resume) or choose another folder")
+    make_folder(run)
+
+
 def checkpoints(run):
     """Run -> [(step, folder)] of its whole checkpoints, oldest first."""
     found = []

@@ -26,8 +26,8 @@ from gencore.run_folder import (
     checkpoints,
     draw_loss,
     load_state,
-    make_folder,
     model_card,
+    open_run,
     save_checkpoint,
     truncate_metrics,
 )
@@ -164,11 +164,12 @@ def note_data(work, data):
 
 
 def mark_of(batch):
-    """A batch -> a checksum of its whole numbers (ids, pixels, labels): real ones, such as latents, may be rounded differently elsewhere."""
+    """A batch -> a checksum of it; of real numbers, which may be rounded differently elsewhere, the mean size counts, to three digits."""
     mark = 0
-    for name, values in sorted(batch.items()):
-        if torch.is_tensor(values) and not values.is_floating_point():
-            mark = zlib.crc32(values.contiguous().cpu().numpy().tobytes(), zlib.crc32(f"{name} {tuple(values.shape)}".encode(), mark))
+    for name, values in sorted((name, values) for name, values in batch.items() if torch.is_tensor(values)):
+        real = values.is_floating_point()
+        said = f"{float(values.double().abs().mean()):.3g}".encode() if real else values.contiguous().cpu().numpy().tobytes()
+        mark = zlib.crc32(said, zlib.crc32(f"{name} {tuple(values.shape)}".encode(), mark))
     return mark
 
 
@@ -303,10 +304,10 @@ def start(model, loss, config, *, run, optimizer):
     if str(accelerator.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise ConfigError("fit() keeps whole weights on every process: launch it with DDP (accelerate launch --multi_gpu), not with shards")
     seed_all(config.seed, 0, accelerator.process_index)
+    if accelerator.is_main_process:
+        open_run(run)
+    accelerator.wait_for_everyone()
     state = load_state(checkpoints(run)[-1][1]) if run.resume and checkpoints(run) else None
-    if not run.resume and checkpoints(run):
-        step, _ = checkpoints(run)[-1]
-        raise ConfigError(f"{run.folder} already holds a run at step {step}: resume it (resume=True, --resume) or choose another folder")
     if state:
         check_same_config(run.plan | state["config"] | state.get("plan", {}), to_dict(config) | run.plan, run)
         if state["step"] > config.steps:
@@ -315,8 +316,6 @@ def start(model, loss, config, *, run, optimizer):
     objective, *parts = accelerator.prepare(Objective(model, loss).train(), *optimizer(model, config).parts)
     ema = EMA(model, config.ema) if config.ema else None
     work = Work(model, objective, Optimizers(parts), accelerator, config, run, home, ema)
-    if accelerator.is_main_process:
-        make_folder(run)
     if state:
         work.optimizer.load_state_dict(state["optimizer"])
         if ema:

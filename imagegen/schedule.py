@@ -74,7 +74,8 @@ class Schedule:
     def levels(self, steps, sampler=None):
         """steps -> (levels (S+1,) falling, what the network is told at them (S,)), those of diffusers' scheduler of the same name.
 
-        "ddim" goes from each to the next; diffusers' to count // steps below, which is another where "linspace" or "trailing" steps are uneven."""
+        "ddim" goes from each to the next; diffusers' to count // steps below, which is another where "linspace" or "trailing" steps are uneven.
+        A last step that goes nowhere is left out; with `clip`, diffusers' still brings the data between the bounds there."""
         sampler = sampler or self.sampler
         check_steps(steps)
         if self.path == "flow":

@@ -163,8 +163,12 @@ def test_a_run_keeps_the_base_that_it_began_with(tmp_path):
     with pytest.raises(ConfigError, match="already holds a run"):
         base_of_run(tmp_path, other)
     for lm_then, seed in ((other, 3), (lm, 4)):
-        with pytest.raises(ConfigError, match="made of another base: resume with the base and the seed"):
+        with pytest.raises(ConfigError, match="is another model, or made of another base: give the base and the seed"):
             base_of_run(tmp_path, lm_then, seed=seed, resume=True)
+    lm.save_pretrained(tmp_path / "mine" / "base")                                      # a folder of the user's own
+    with pytest.raises(ConfigError, match="is another model"):
+        base_of_run(tmp_path / "mine", CausalLM.from_pretrained(tmp_path / "mine" / "base"))
+    assert len(CausalLM.from_pretrained(tmp_path / "mine" / "base").tokenizer) == len(lm.tokenizer)
     again = base_of_run(tmp_path, lm, seed=3, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters()))
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == before

@@ -348,6 +348,11 @@ def test_metadata_of_linked_folders_counts_and_of_hidden_ones_does_not(tmp_path)
         image_folder(tmp_path / "data")
 
 
+def test_what_a_training_wrote_among_the_data_is_none_of_them(tmp_path):
+    write(tmp_path, {"a.txt": "words", "run/metrics.jsonl": "{}", "run/samples/1.txt": "said by a model"})
+    assert data_folder.text_folder(tmp_path).column("text") == ["words"]
+
+
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     import os
     write(tmp_path, {"ok/a.txt": "text", "closed/b.txt": "text"})

@@ -154,10 +154,18 @@ def test_the_spoken_words_give_their_clips_again_and_the_grid_knows_its_pictures
 
 
 @pytest.mark.parametrize("script, given", [("tokenizer.py", ["--vocab", "300"]), ("word_vectors.py", ["width=8", "epochs=1", "min_count=1"])])
-def test_the_folder_that_one_stands_in_may_be_written(script, given, tmp_path, monkeypatch):
+def test_a_folder_that_holds_anything_else_or_that_one_stands_in_is_not_written_anew(script, given, tmp_path, monkeypatch, capsys):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("the rain fell on the old town. a cat sat by the wall of the town.\n" * 60, encoding="utf-8")
-    (tmp_path / "out").mkdir()
-    monkeypatch.chdir(tmp_path / "out")
-    said = run(EXAMPLES / "text" / script, "--data", tmp_path / "texts", "--out", ".", *given)
-    assert str(tmp_path / "out") in said and {"digests.json"} < {path.name for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("mine")
+    monkeypatch.chdir(tmp_path / "own")
+    again = ("--data", tmp_path / "texts", "--out", tmp_path / "out", *given)
+    run(EXAMPLES / "text" / script, *again)
+    run(EXAMPLES / "text" / script, *again)                                        # its own folder it may write again
+    for out, words in ((".", "while the shell stands in it"), (tmp_path, "while the shell stands in it"), (tmp_path / "texts", "holds a.txt, which"),
+                       (tmp_path / "texts" / "a.txt", "a.txt: File exists; choose another folder")):
+        with pytest.raises(SystemExit):
+            run(EXAMPLES / "text" / script, "--data", tmp_path / "texts", "--out", out, *given)
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "own" / "README.md").read_text() == "mine" and len(list(tmp_path.iterdir())) == 3

@@ -110,6 +110,13 @@ def test_decibels_are_those_of_the_error():
     assert psnr(Shifts(), torch.full((3, 1, 4, 4), 100, dtype=torch.uint8)) == pytest.approx(20, abs=1e-3)
 
 
+def test_a_folder_that_is_of_no_run_is_refused_before_the_first_training(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(SystemExit):
+        run(EXAMPLES / "image" / "autoencoder.py", "--out", tmp_path, "size=16", "parts.channels=[4,8]")
+    assert "holds a README.md that is of no run" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_the_example_learns_goes_on_and_leaves_what_opens(kind, tmp_path):
     out = tmp_path / "run"

@@ -16,7 +16,7 @@ import torch
 from gencore import folder as folder_module
 from gencore.check import InputError
 from gencore.checkpoint import load_tensors, read_json, save_folder
-from gencore.folder import appearing, recover, write_file, writing
+from gencore.folder import appearing, file_for, folder_for, recover, write_file, writing
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="killed in forks")
@@ -271,6 +271,15 @@ def test_a_file_that_can_not_be_written_is_one_sentence(tmp_path):
         with pytest.raises(InputError, match=words), writing(tmp_path / name):
             write_file(tmp_path / name, b"one")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_place_that_can_not_be_written_is_one_sentence(tmp_path):
+    write_file(tmp_path / "a.txt", b"one")
+    assert folder_for(tmp_path / "b" / "c") == tmp_path / "b" / "c" and file_for(tmp_path / "d" / "e.png").parent.is_dir()
+    for door, path, words in ((folder_for, "a.txt", "can't write into .*a.txt: File exists"), (file_for, "a.txt/b.png", "can't write into .*a.txt: "),
+                              (file_for, "b", "b is a folder: give the name of a file")):
+        with pytest.raises(InputError, match=words):
+            door(tmp_path / path)
 
 
 def test_a_file_appears_whole(tmp_path):

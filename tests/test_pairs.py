@@ -48,6 +48,12 @@ def test_files_of_both_kinds(tmp_path):
     rows = {"de": ["eins", "zwei", "drei"], "en": ["one", "two", "three"], "split": ["train", "validation", "train"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "pairs.parquet")
     assert pairs_to_learn(tmp_path / "pairs.parquet", "de", "en") == ([("eins", "one"), ("drei", "three")], [("zwei", "two")])
+    datasets.Dataset.from_dict(rows | {"split": ["train", "test", "train"]}).to_parquet(tmp_path / "tested.parquet")
+    assert pairs_to_learn(tmp_path / "tested.parquet", "de", "en")[1] == [("zwei", "two")]
+    for name, word in (("train", "eins"), ("validation", "zwei"), ("test", "drei"), (".train", "hidden")):
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict({"de": [word], "en": [name]}).to_parquet(tmp_path / "hub" / f"{name}-00000-of-00001.parquet")
+    assert pairs_to_learn(tmp_path / "hub", "de", "en") == ([("eins", "train")], [("zwei", "validation")])
     (tmp_path / "pairs.tsv").write_text("eins\tone\n\nzwei\ttwo\n", encoding="utf-8")
     learnt, unseen = pairs_to_learn(tmp_path / "pairs.tsv", "", "")
     assert sorted(learnt + unseen) == [("eins", "one"), ("zwei", "two")] and len(learnt) == len(unseen) == 1

@@ -5,12 +5,12 @@ import torch
 import gencore
 from audiogen import Codec, TextToSpeech
 from audiogen.codec import CodecConfig
-from audiogen.data import Clip, CodeBatches, code_batches
+from audiogen.data import Clip, CodeBatches, code_batches, short_enough
 from audiogen.lm import SpeechSettings, TokenModel, TokenModelConfig, padded_steps, speak, token_loss
 from audiogen.mel import LogMel
 from audiogen.speech import SpeechConfig, speech_files
 from gencore.attention import AttentionConfig
-from gencore.check import CheckpointError, ConfigError, InputError, UnknownNameError
+from gencore.check import CheckpointError, ConfigError, DataError, InputError, UnknownNameError
 from gencore.checkpoint import save_folder
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig
@@ -128,6 +128,8 @@ def test_short_clips_are_coded_and_the_longest_keep_their_end():
     data = code_batches(codec, clips, cfg, batch=4, versions=4)
     assert len(data.lengths) == 8 and data.lengths.max() < 8 and data.lengths.min() == 1            # two of them fit at their slowest
     assert len(code_batches(codec, clips, cfg, batch=3).lengths) == 3
+    with pytest.raises(DataError, match="2 of 4 clips last .* with 4 versions of each they are fewer than a batch of 9: give more"):
+        short_enough(clips, cfg, codec.cfg, batch=9, versions=4)
 
 
 def test_phrases_win_over_words_and_silence_lies_between(speaker):

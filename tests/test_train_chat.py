@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.chat import kept_by_names, slots_kept
+from gencore.check import DataError
 from textgen import Chat, prefer_chat
 from textgen.confirmations import bookings, confirm, confirmations, holds
 from textgen.train_chat import UNKNOWN, ChatRun, lessons, main, new, windows
@@ -28,6 +29,12 @@ def test_questions_are_answered_by_not_knowing_and_other_sources_are_left_out():
     assert talks[:2] == [ASKED, ROWS[1]["messages"]] and len(talks) == 3
     assert talks[2][0]["content"] == "Why is the sky blue?" and talks[2][1]["content"] in UNKNOWN
     assert all("don't know" in text for text in UNKNOWN)
+
+
+def test_conversations_of_other_sources_or_splits_are_named():
+    for split, rows in (("validation", ROWS), ("train", [row | {"source": "mine"} for row in ROWS])):
+        with pytest.raises(DataError, match=f'no row has the split "{split}" and one of the sources sgd, star, .*finetune_lora.py'):
+            lessons(rows, split, 0.0)
 
 
 def test_an_aside_stands_between_two_exchanges():
@@ -159,6 +166,10 @@ def test_the_trainer_leaves_a_chat_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prefer_chat", "--data", str(tmp_path / "talks.parquet"), "--base", str(tmp_path / "chat" / "model"), "--out",
                                       str(tmp_path / "kept"), "turns=3", "ways=2", "swaps=0", "made=0", "train.batch=2", "train.steps=1"])
     prefer_chat.main()
+    monkeypatch.setattr(prefer_chat, "preferred", None)                           # hours of work, before which it should be said
+    with pytest.raises(SystemExit):
+        prefer_chat.main()
+    assert "already holds a run at step 1" in capsys.readouterr().err
     assert Chat.from_pretrained(tmp_path / "kept" / "model").lm.cfg == Chat.from_pretrained(tmp_path / "chat" / "model").lm.cfg
     rows = [json.loads(line) for line in (tmp_path / "chat" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2 and "held_out_loss" in rows[-1] and list((tmp_path / "chat" / "samples").iterdir())

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from gencore.check import ConfigError
+from gencore.train import mark_of
 from tests.test_train import HARD, PLAIN, Ragged, Toy, equal, loss, metrics, stop_at, toy_fit
 
 
@@ -31,6 +32,13 @@ def test_a_resumed_run_keeps_to_the_rest_of_its_plan_too(tmp_path):
     with pytest.raises(ConfigError, match="begun with other settings .alpha was 8.0, is 16.0"):
         toy_fit(tmp_path, config, plan={"alpha": 16.0, "schedule": {"path": "vp"}}, resume=True)
     assert toy_fit(tmp_path, config, plan={"alpha": 8.0, "schedule": {"path": "vp"}}, resume=True)
+
+
+def test_a_batch_is_known_by_its_numbers_and_real_ones_by_their_size():
+    batch = {"ids": torch.arange(6).view(2, 3), "latents": torch.linspace(-1, 2, 8), "names": ["a", "b"]}
+    assert mark_of(batch) == mark_of(batch | {"latents": batch["latents"] * (1 + 1e-7)})
+    others = [{"ids": batch["ids"].flip(0)}, {"ids": batch["ids"].view(3, 2)}, {"latents": batch["latents"] + 0.5}, {"more": torch.ones(1)}]
+    assert len({mark_of(batch | other) for other in ({}, *others)}) == 5
 
 
 def test_a_resumed_run_tells_when_its_data_are_others(tmp_path, capsys):

@@ -15,7 +15,7 @@ from gencore.chat_template import at, now
 from gencore.check import ConfigError, InputError, seeds_of, whole
 from gencore.decode import resting
 from gencore.recipe import Recipe, register
-from gencore.run_folder import Run, checkpoints
+from gencore.run_folder import Run, open_run
 from gencore.tokenizer import checked_messages, with_chat
 from textgen.model import CausalLM
 from textgen.run import Trace
@@ -160,15 +160,15 @@ def chat_model(lm, *, seed=0):
 def base_of_run(folder, lm, *, seed=0, resume=False):
     """The model that a run in `folder` teaches, as folder/base has it: a new run writes `chat_model` of lm there, another's is not touched."""
     made, there = chat_model(lm, seed=seed), Path(folder) / "base"
-    if not (resume and there.is_dir()):
-        if checkpoints(Run(folder)):
-            raise ConfigError(f"{folder} already holds a run: give --resume to go on with it, or choose another folder")
+    open_run(Run(folder, resume))
+    if not there.is_dir():
         made.save_pretrained(there)
         return CausalLM.from_pretrained(there)
     kept = CausalLM.from_pretrained(there)
     theirs, ours = kept.state_dict(), made.state_dict()
     if kept.cfg != made.cfg or any(not torch.equal(tensor, ours[name]) for name, tensor in theirs.items()):
-        raise ConfigError(f"{there} is made of another base: resume with the base and the seed that the run began with, or choose another folder")
+        raise ConfigError(f"{there} is another model, or made of another base: give the base and the seed that the run began with, or choose "
+                          "another folder")
     return kept
 
 

@@ -27,7 +27,7 @@ def read_conversations(path, columns=()):
             import pyarrow.parquet
             rows = pyarrow.parquet.read_table(path).to_pylist()
         else:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (ValueError, OSError, RecursionError) as error:    # pyarrow's errors are ValueErrors, and so are those of JSON and UTF-8
         raise DataError(f"{path} can't be read as rows of JSON or parquet: {error}") from None
     for number, row in enumerate(rows):

@@ -11,7 +11,7 @@ from gencore.folder import writing
 
 FAMILIES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "gpt2": "GPT2"}
 TYPES = {"float32": ("F32", "ALL_F32"), "float16": ("F16", "MOSTLY_F16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0"), "q4_0": ("Q4_0", "MOSTLY_Q4_0")}
-CUTS = {r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*": "llama-bpe",           # what is told by a tokenizer's rule of cutting text -> llama.cpp's name of it:
+CUTS = {r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*": "llama-bpe",           # what tells a rule of cutting text -> llama.cpp's name of it:
         r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*": "qwen2"}                    # Llama 3's and Qwen's split differ in how many digits go together
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")      # GPT-2 stores (in, out)
 

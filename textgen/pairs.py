@@ -7,7 +7,7 @@ import numpy as np
 
 from gencore.check import DataError
 from gencore.data import hold_out, own_rows, right_padded
-from gencore.data_folder import text_folder, text_of_file
+from gencore.data_folder import held_out_split, text_folder, text_of_file
 
 
 def read_pairs(path, source, target, split=None):
@@ -31,10 +31,14 @@ def read_pairs(path, source, target, split=None):
 
 
 def pairs_to_learn(path, source, target):
-    """As read_pairs -> (pairs to learn from, pairs held out): by the splits train and validation, else a twentieth is held out."""
+    """As read_pairs -> (pairs to learn from, pairs held out): the splits train and validation, or else test, else a twentieth is held out."""
     path = Path(path)
-    if path.suffix != ".tsv" and "split" in text_folder(path, text=source).columns:
-        return tuple(read_pairs(path, source, target, split) for split in ("train", "validation"))
+    if path.suffix != ".tsv":
+        rows, held = text_folder(path, text=source), held_out_split(path)
+        if held is None and "split" in rows.columns:
+            held = "test" if "validation" not in (splits := set(rows.column("split"))) and "test" in splits else "validation"
+        if held:
+            return tuple(read_pairs(path, source, target, split) for split in ("train", held))
     return tuple(map(list, hold_out(read_pairs(path, source, target), 0.05)))
 
 

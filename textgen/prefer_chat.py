@@ -21,6 +21,7 @@ from tqdm import tqdm
 from gencore.check import DataError, command
 from gencore.config import Positive, Share, Size, check_fields, override
 from gencore.data import Batches
+from gencore.run_folder import open_run
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat
 from textgen.confirmations import bookings, confirm, confirmations, holds, times
@@ -134,11 +135,12 @@ def main():
     plan = override(Plan(), args.settings)
     chat, rows = Chat.from_pretrained(args.base), read_conversations(args.data, columns=("source", "topic", "split"))
     torch.set_num_threads(plan.train.threads or torch.get_num_threads())
+    run = Run(args.out, export=lambda model: model.files(dtype=torch.bfloat16),
+              card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.prefer_chat " + shlex.join(sys.argv[1:])})
+    open_run(run)                                              # before the long work
     pairs, kept = preferred(chat, asked(rows, plan, plan.train.seed), plan)
     print(f"{plan.turns} turns, {kept:.3f} of their slots kept; {len(pairs)} pairs to learn from", file=sys.stderr)
     lm = chat.lm.trainable()
-    run = Run(args.out, export=lambda model: model.files(dtype=torch.bfloat16),
-              card={"title": args.out.name, "Data": args.data.name, "Command": "python -m textgen.prefer_chat " + shlex.join(sys.argv[1:])})
     fit(lm, preference_loss(beta=plan.beta, likelihood=plan.likelihood), Batches(Preferences(lm, pairs), plan.train.batch, plan.train.seed),
         plan.train, run=run)
     print(f'done: Chat.from_pretrained("{args.out}/model")', file=sys.stderr)

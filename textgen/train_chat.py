@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from gencore.check import InputError, command
+from gencore.check import DataError, InputError, command
 from gencore.config import Count, check_fields, override
 from gencore.data import Batches
 from gencore.tokenizer import train_bpe, with_chat
@@ -74,6 +74,9 @@ def lessons(rows, split, asides, *, swaps=0.0, made=0, seed=0):
         recorded = made_talks([row["messages"] for row in tasks], swapped, draw)
         talks += [in_small_letters(talk) if draw.random() < 0.1 else talk for talk in islice(recorded, made)]
     talks += [[{"role": "user", "content": question}, {"role": "assistant", "content": draw.choice(UNKNOWN)}] for question in questions]
+    if not talks:
+        raise DataError(f'no row has the split "{split}" and one of the sources {", ".join((*TASKS, *QUESTIONS))}, which are learnt from; for any '
+                        "other conversations: examples/text/finetune_lora.py")
     return talks
 
 

@@ -22,6 +22,7 @@ import torch
 from gencore import Run, TrainConfig, fit
 from gencore.check import ConfigError, command
 from gencore.config import override
+from gencore.run_folder import open_run
 from imagegen.adversarial import without_momentum
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.autoencoder_files import first_of
@@ -86,6 +87,7 @@ def train(plan, data, held_out, args):
         raise ConfigError(f"size should be a multiple of {cfg.shrink}, and two or more of them, got {plan.size}")
     if plan.kind == "kl" and not cfg.quant_convs:
         raise ConfigError("parts.quant_convs should be true: the latents are brought to spread 1 in these convolutions")
+    open_run(Run(args.out, args.resume))                               # not to be refused after two trainings of three
     torch.manual_seed(plan.first.seed)
     autoencoder = Autoencoder(cfg) if plan.kind == "kl" else VQAutoencoder(VQAutoencoderConfig(cfg, plan.codes, cfg.latent))
     model = learnt(Finish(autoencoder, PatchCritic(plan.channels)), plan, data, "first", Run(args.out / "first", args.resume, **hooks))

@@ -1,7 +1,7 @@
 """Teaches a painter to draw along lines: a small network beside it that sees the edges which a drawing should have (ControlNet).
 
     python examples/image/control.py                           scenes of coloured shapes, and the painter's own drawings moved about: on a CPU
-    python examples/image/control.py --data FOLDER             yours: pictures and metadata.jsonl (file_name, text); a tenth is held out
+    python examples/image/control.py --data FOLDER             yours: pictures and metadata.jsonl (file_name, text)
     python examples/image/control.py --base FOLDER control.copied=4 train.steps=2000        another painter; any field of Plan
 
 Ctrl-C saves; the same command with --resume goes on. samples/ has pictures that were held out, their edges, and what is drawn along them.
@@ -36,7 +36,7 @@ class Plan:
     control: ControlConfig = ControlConfig()
     scenes: int = 1500              # of coloured shapes
     moved: int = 6                  # times that each of the painter's own drawings is moved
-    held_out: int = 48              # pictures for the figures
+    held_out: int = 48              # pictures for the figures, half scenes and half drawings; of yours a tenth, and no more than these
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=600, batch=16, lr=1e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.995,
                                                                    precision="auto", eval_every=200, save_every=200))
 
@@ -56,7 +56,7 @@ def main():
 def train(plan, base, args):
     """The branch; what was held out, before and after."""
     torch.manual_seed(plan.train.seed)
-    whole("held_out", plan.held_out, 2, 2 * min(plan.scenes, len(COMMON) // 2) - 2), whole("moved", plan.moved, 1)    # half scenes, half drawings
+    whole("moved", plan.moved, 1), whole("held_out", plan.held_out, 2, None if args.data else 2 * min(plan.scenes, len(COMMON) // 2) - 2)
     controlled = ControlledTextToImage(base, Control.beside(plan.control, base.painter))
     data, captions, held = learnt_from(plan, args.data, controlled)
     lines, asked = edges(to_unit(data.pixels[held])), [captions[i] for i in held]

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from gencore.check import InputError, command
+from gencore.folder import file_for
 from imagegen import Editor
 from imagegen.walk import save_gif
 
@@ -42,7 +43,7 @@ def main():
     out = args.out or Path("runs") / ("between.gif" if args.between else "edit.png")
     if out.suffix.lower() not in ([".gif"] if args.between else [".png", ".jpg", ".jpeg", ".webp"]):
         raise InputError(f"--out should end in {'.gif' if args.between else '.png, .jpg or .webp'}, got {out.name}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    file_for(out)
     editor = Editor.from_pretrained(args.painter)
     if args.between:
         save_gif(editor.between(args.between, seeds=[args.seed], frames=args.frames), out, milliseconds=120)

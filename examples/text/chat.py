@@ -28,6 +28,8 @@ def arguments():
 
 def lines():
     """What the user types, without the prompt sign where it comes from a pipe."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")                 # a byte that is no letter ends no conversation
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "").strip()

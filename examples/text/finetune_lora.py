@@ -24,7 +24,7 @@ from gencore.decode import resting
 from gencore.train import Run, TrainConfig, fit
 from textgen import CausalLM, Chat, LoRA
 from textgen.chat import base_of_run
-from textgen.conversations import Packed, conversation_row, packed_loss, read_conversations, split_turns
+from textgen.conversations import ASKED, Packed, conversation_row, packed_loss, read_conversations, split_turns
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def main():
         return {"held_out_loss": sum(float(loss) for loss, _ in sums) / sum(int(count) for _, count in sums)}
 
     def sample(model, folder, step):
-        asked = held[0][:max(i for i, message in enumerate(held[0]) if message["role"] == "user") + 1]
+        asked = next((talk[:i + 1] for talk in held for i in reversed(range(len(talk))) if talk[i]["role"] == "user"), ASKED)
         try:
             reply = Chat(model)(asked, temperature=0)
         except InputError as error:                             # too long to answer: no reason to stop

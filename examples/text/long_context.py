@@ -15,6 +15,7 @@ import torch
 
 from gencore.attention import AttentionConfig
 from gencore.check import command, whole
+from gencore.folder import folder_for
 from gencore.layers import MLPConfig
 from gencore.masks import Mask, block_sparse, causal, sparse, window
 from gencore.positions import RotaryConfig
@@ -91,7 +92,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of the two pictures (default: here)")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    folder_for(args.out)
     draw_patterns(args.out / "patterns.png")
     draw_times(measure(args), args.out / "time.png")
     print(f"drawn: {args.out / 'patterns.png'}, {args.out / 'time.png'}")

@@ -18,6 +18,7 @@ from gencore.attention import AttentionConfig
 from gencore.check import DataError, InputError, command
 from gencore.data import TokenWindows
 from gencore.data_folder import learn_and_held_out
+from gencore.folder import file_for
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig
 from gencore.tokenizer import train_bpe
@@ -94,7 +95,7 @@ def main():
     args = parser.parse_args()
     if args.out.suffix not in ("", ".png", ".pdf", ".svg"):                # without one it is a PNG
         raise InputError(f"--out should end in .png, .pdf or .svg, got {args.out.name}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    file_for(args.out)
     with torch.device("meta"):
         for width in args.widths:
             model(width, args.vocab)                                       # one that can't be is said before the first training

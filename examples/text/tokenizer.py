@@ -12,8 +12,11 @@ from pathlib import Path
 from gencore.check import command
 from gencore.checkpoint import save_folder
 from gencore.data_folder import learn_and_held_out
+from gencore.folder import folder_for
 from gencore.tokenizer import train_bpe
 from textgen.tokenizer_report import TokenizerPieces, compare, report, table
+
+WRITTEN = ("tokenizer.json", "tokenizer_config.json", "digests.json", "report.txt", "sizes.png", "sizes.json")
 
 
 def arguments():
@@ -28,7 +31,7 @@ def arguments():
 @command
 def main():
     args = arguments()
-    args.out = args.out.resolve()                          # a new folder takes its place: "." would still be the old one
+    args.out = folder_for(args.out, only=WRITTEN)
     texts, held_out, what = learn_and_held_out(args.data)
     unseen = "\n\n".join(held_out)
     print(f"{what}: {sum(map(len, texts)):,} characters to learn from, {len(unseen):,} held out")

@@ -14,6 +14,7 @@ import torch
 
 from gencore.check import InputError, command, seeds_of
 from gencore.data import right_padded
+from gencore.folder import file_for
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig
 from gencore.tokenizer import train_bpe
@@ -73,7 +74,7 @@ def main():
     seeds_of(args.seed)
     if args.out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--out should end in .png, .jpg, .pdf or .svg, got {args.out.name}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    file_for(args.out)
     lm = CausalLM.from_pretrained(args.model) if args.model else trained(args.steps)
     results = {word: judged(lm, word, args.seed) for word in SENSES}
     for word, (right, _, _) in results.items():

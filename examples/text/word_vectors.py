@@ -14,9 +14,12 @@ import torch
 from gencore.check import command
 from gencore.config import override
 from gencore.data_folder import learn_and_held_out
+from gencore.folder import folder_for
 from textgen import Word2Vec, Word2VecConfig
 from textgen.word2vec import sentences_of
 from textgen.word_files import save_word2vec
+
+WRITTEN = ("config.json", "model.safetensors", "digests.json", "vectors.bin", "space.png")
 
 
 def arguments():
@@ -32,12 +35,14 @@ def arguments():
 @command
 def main():
     args = arguments()
-    args.out = args.out.resolve()                          # a new folder takes its place: "." would still be the old one
+    args.out = folder_for(args.out, only=WRITTEN)
     texts, held_out, what = learn_and_held_out(args.data)
     sentences = [words for text in (*texts, *held_out) for words in sentences_of(text)]
     print(f"{what}: {len(sentences):,} sentences, {sum(map(len, sentences)):,} words")
     w2v = Word2Vec.train(sentences, override(Word2VecConfig(), args.settings))
-    shown = [word for word in args.words.split(",") if word] or w2v.words[100:2100:250] or w2v.words[:8]
+    asked = [word.strip() for word in args.words.split(",") if word.strip()]
+    print("".join(f"{word:>16}: not among the {len(w2v.words):,} words\n" for word in asked if word not in w2v.index), end="")
+    shown = [word for word in asked if word in w2v.index] or w2v.words[100:2100:250] or w2v.words[:8]
     w2v.save_pretrained(args.out, dtype=torch.bfloat16)
     save_word2vec(w2v, args.out / "vectors.bin", binary=True)
     drawn = []
