@@ -304,9 +304,7 @@ def start(model, loss, config, *, run, optimizer):
     if str(accelerator.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise ConfigError("fit() keeps whole weights on every process: launch it with DDP (accelerate launch --multi_gpu), not with shards")
     seed_all(config.seed, 0, accelerator.process_index)
-    if accelerator.is_main_process:
-        open_run(run)
-    accelerator.wait_for_everyone()
+    open_run(run)
     state = load_state(checkpoints(run)[-1][1]) if run.resume and checkpoints(run) else None
     if state:
         check_same_config(run.plan | state["config"] | state.get("plan", {}), to_dict(config) | run.plan, run)
