@@ -5,8 +5,9 @@
 
 Four judges learn from real training pictures, disturbed, and from nothing that a model made (forty minutes of CPU time; kept in --judges): which of
 500 names, which design, which concept (a name without tone and gender), which skin tone. Ceilings: real pictures (for names and designs those that
-the judges learnt from; for concepts and tones the held-out test pictures), and those after the autoencoder. Copies: how near drawings of held-out
-combinations lie to their nearest training picture, beside real held-out pictures (imagegen.evaluate.copies, 16 x 16 averages).
+the judges learnt from; for concepts and tones the held-out test pictures), and those after the autoencoder. Floors: each drawing judged by another's
+request. Copies: how near drawings of held-out combinations lie to their nearest training picture, beside real held-out pictures
+(imagegen.evaluate.copies, 16 x 16 averages).
 Writes benchmarks/results/emoji.json and a grid beside it."""
 import argparse
 import json
@@ -103,7 +104,8 @@ def names_and_designs(painter, judges, train, seed):
     for kind in ("name", "design"):
         figures |= {f"500 names in five designs: {kind} right": judges[kind].right(drawn, rows),
                     f"500 names in five designs: {kind} right, real pictures (ceiling)": judges[kind].right(real, rows),
-                    f"500 names in five designs: {kind} right, through the autoencoder (ceiling)": judges[kind].right(rebuilt, rows)}
+                    f"500 names in five designs: {kind} right, through the autoencoder (ceiling)": judges[kind].right(rebuilt, rows),
+                    f"500 names in five designs: {kind} right, of another's request (floor)": judges[kind].right(drawn[mixed(rows)], rows)}
     return figures
 
 
@@ -120,7 +122,8 @@ def combinations(painter, judges, train, test, seed):
         share = lambda pictures, kind=kind, asked=asked: judges[kind].right(pictures[asked], [rows[i] for i in asked])
         figures |= {f"{len(asked)} held-out combinations: {kind} right": share(drawn),
                     f"{len(asked)} held-out combinations: {kind} right, real pictures (ceiling)": share(real),
-                    f"{len(asked)} held-out combinations: {kind} right, through the autoencoder (ceiling)": share(rebuilt)}
+                    f"{len(asked)} held-out combinations: {kind} right, through the autoencoder (ceiling)": share(rebuilt),
+                    f"{len(asked)} held-out combinations: {kind} right, of another's request (floor)": share(drawn[mixed(rows)])}
     seen = copies(small(drawn), small(real), small(to_unit(train.pixels)))
     return figures | {"held-out combinations: chance to be nearer to a training picture than a real one is (0.5: no copies)": seen.nearer,
                       "held-out combinations: share nearer than all but 1 % of the real ones (0.01: no copies)": seen.close}
@@ -129,6 +132,11 @@ def combinations(painter, judges, train, test, seed):
 def draw(painter, rows, seed):
     """Rows -> pictures (B,3,64,64) in [-1,1], each by its name and design."""
     return painter([f"{row['name'].lower()}, {STYLES[row['style']]} style" for row in rows], seed=seed, output_type="pt") * 2 - 1
+
+
+def mixed(rows):
+    """The numbers of the rows in another order, the same each time."""
+    return torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
 
 
 def through(painter, pixels):

@@ -5,8 +5,8 @@
     python -m benchmarks.text --nanogpt FOLDER                    nanoGPT (github.com/karpathy/nanoGPT: its model.py, its optimizer and the
                                                                   order of its loop) takes part in training
 
-Both sides run alternately in this one process; ratios of medians count. Writes benchmarks/results/text.json; a training without nanoGPT
-has a section of its own there, whose ratios have another base."""
+Both sides run alternately in this one process; ratios of medians count. transformers takes part in decoding as it is, and with its static cache
+compiled. Writes benchmarks/results/text.json; a training without nanoGPT has a section of its own there, whose ratios have another base."""
 import argparse
 import importlib.util
 import io
@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7, help="of decoding, by each contender")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of a decoding round")
     parser.add_argument("--steps", type=int, default=60, help="of training, by each contender")
+    parser.add_argument("--context", type=int, default=512, help="tokens of a window of training (default 512)")
     parser.add_argument("--skip", nargs="*", default=[], choices=["quality", "decode", "compile", "train"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -79,7 +81,7 @@ def quality(args):
 
 
 def decoding(args):
-    """Tokens per second at batch 1, greedy, the same prompt; every contender must say the same tokens as transformers (int8 may not)."""
+    """Tokens per second at batch 1, greedy, the same prompt; every contender must say the same tokens as transformers (int8, int4 may not)."""
     from transformers import AutoModelForCausalLM
 
     from gencore.checkpoint import resolve
@@ -87,21 +89,23 @@ def decoding(args):
     theirs = AutoModelForCausalLM.from_pretrained(resolve(args.model, "textgen"), dtype=torch.float32).eval()
     prompt = plain.tokenizer.encode(PROMPT)[:32]
     contenders = {"transformers float32": lambda: generated(theirs, prompt, args.tokens), "commonthread": ours(plain, prompt, args.tokens)}
-    quick = CausalLM.from_pretrained(args.model, quantize="int8")
-    contenders["commonthread int8"] = ours(quick, prompt, args.tokens)
+    few = {bits: CausalLM.from_pretrained(args.model, quantize=bits) for bits in ("int8", "int4")}
+    contenders |= {f"commonthread {bits}": ours(lm, prompt, args.tokens) for bits, lm in few.items()}
     if "compile" not in args.skip:
+        static = AutoModelForCausalLM.from_pretrained(resolve(args.model, "textgen"), dtype=torch.float32).eval()
+        contenders["transformers compiled, static cache"] = lambda: generated(static, prompt, args.tokens, compile=True)
         for name, weights in (("commonthread compiled", None), ("commonthread int8 compiled", "int8")):
             contenders[name] = ours(CausalLM.from_pretrained(args.model, compile=True, quantize=weights), prompt, args.tokens)
     said = {name: contender() for name, contender in contenders.items()}               # warm-up; compiles
     seconds = alternating(contenders, args.rounds)
-    cost = bits_per_byte(quick, evaluation_text(args), limit=24) - bits_per_byte(plain, evaluation_text(args), limit=24)
-    rows = {}
+    exact, rows = bits_per_byte(plain, evaluation_text(args), limit=24), {}
+    cost = {bits: bits_per_byte(lm, evaluation_text(args), limit=24) - exact for bits, lm in few.items()}
     for name, value in seconds.items():
         rows[name] = {"tokens_per_second": round(args.tokens / value, 1), "ratio": round(seconds["transformers float32"] / value, 2),
                       "same_tokens": said[name] == said["transformers float32"]}
-        print(f"{name:26} {rows[name]['tokens_per_second']:8.1f} tokens/s   {rows[name]['ratio']:.2f} x   same tokens: {rows[name]['same_tokens']}")
-    print(f"int8 costs {cost:+.4f} bits per byte   ({args.threads} threads)")
-    return {"rows": rows, "int8_cost_bits_per_byte": round(cost, 5), "threads": args.threads}
+        print(f"{name:36} {rows[name]['tokens_per_second']:8.1f} tokens/s   {rows[name]['ratio']:.2f} x   same tokens: {rows[name]['same_tokens']}")
+    print(", ".join(f"{bits} costs {value:+.4f}" for bits, value in cost.items()) + f" bits per byte   ({args.threads} threads)")
+    return {"rows": rows, **{f"{bits}_cost_bits_per_byte": round(value, 5) for bits, value in cost.items()}, "threads": args.threads}
 
 
 def ours(lm, prompt, tokens):
@@ -109,11 +113,16 @@ def ours(lm, prompt, tokens):
     return lambda: [ids[0] for ids in run(lm, [prompt], Sampling(temperature=0), seeds=[0], settings=settings)]
 
 
-def generated(model, prompt, tokens):
-    """The same through transformers, end token ignored."""
+def generated(model, prompt, tokens, compile=False):
+    """The same through transformers, end token ignored; compile: its steps over a static cache, which it compiles by itself on a GPU alone."""
+    from transformers import CompileConfig
+    fast = {}
+    if compile:
+        fast = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default")}
+        fast["compile_config"]._compile_all_devices = True
     ids = torch.tensor([prompt])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=0, do_sample=False, eos_token_id=None,
-                         pad_token_id=0)
+                         pad_token_id=0, **fast)
     return out[0, len(prompt):].tolist()
 
 
@@ -126,20 +135,20 @@ def training(args):
 
     All have one schedule; Muon its own peak, the others RATE. nanoGPT's train.py computes in float32 on a CPU; its autocast for GPUs runs too."""
     lm, bf16 = CausalLM.from_pretrained(args.model), multiplies_bfloat16("cpu")
-    text = "\n".join(evaluation_text(args))[:400_000] if args.data else PASSAGE * 200
-    draws = Draws(lm.tokenizer.encode(text), lm.cfg.context)
-    steps = {"commonthread, Muon": Step(CausalLM(lm.cfg), draws, bf16=bf16, muon=True),
-             "commonthread, AdamW": Step(CausalLM(lm.cfg), draws, bf16=bf16), "transformers Llama": Step(llama(lm), draws, bf16=bf16)}
+    cfg, text = replace(lm.cfg, context=args.context), "\n".join(evaluation_text(args))[:400_000] if args.data else PASSAGE * 200
+    draws = Draws(lm.tokenizer.encode(text), cfg.context)
+    steps = {"commonthread, Muon": Step(CausalLM(cfg), draws, bf16=bf16, muon=True),
+             "commonthread, AdamW": Step(CausalLM(cfg), draws, bf16=bf16), "transformers Llama": Step(llama(cfg), draws, bf16=bf16)}
     if args.nanogpt:
-        steps["nanoGPT"] = NanoGPT(nanogpt(args.nanogpt, lm.cfg), draws, bf16=False)
+        steps["nanoGPT"] = NanoGPT(nanogpt(args.nanogpt, cfg), draws, bf16=False)
         if bf16:
-            steps["nanoGPT, autocast"] = NanoGPT(nanogpt(args.nanogpt, lm.cfg), draws, bf16=True)
+            steps["nanoGPT, autocast"] = NanoGPT(nanogpt(args.nanogpt, cfg), draws, bf16=True)
     config, rate, losses = TrainConfig(steps=args.steps, warmup=args.steps // 10, decay=0.5), {}, {}
     for number in range(args.steps):
         for name, step in steps.items():
             begun = time.perf_counter()
             losses.setdefault(name, []).append(step(number, schedule(number, config)))
-            rate.setdefault(name, []).append(BATCH * lm.cfg.context / (time.perf_counter() - begun))
+            rate.setdefault(name, []).append(BATCH * cfg.context / (time.perf_counter() - begun))
     rows, base = {}, list(steps)[-1]
     peer = statistics.median(rate[base][1:])                                           # the first step warms up
     for name in steps:
@@ -148,7 +157,7 @@ def training(args):
         rows[name] = {"tokens_per_second": round(middle), "ratio": round(middle / peer, 2), "loss": round(loss, 3), "parameters": size}
         print(f"{name:22} {size:11,} parameters {middle:8.0f} tokens/s   {middle / peer:.2f} x {base}   loss after {args.steps} steps {loss:.3f}")
     return {"rows": rows, "base": base, "precision": "bf16" if bf16 else "float32 (this CPU has no bf16)", "threads": args.threads,
-            "steps": args.steps, "loss": f"mean of the last {LAST} steps"}
+            "steps": args.steps, "context": cfg.context, "loss": f"mean of the last {LAST} steps"}
 
 
 class Draws:
@@ -224,11 +233,11 @@ class NanoGPT:
         return loss.item()
 
 
-def llama(lm):
+def llama(cfg):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from textgen.families import family
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**family("llama").to_theirs(lm.cfg)))
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**family("llama").to_theirs(cfg)))
 
 
 def nanogpt(folder, cfg):

@@ -9,6 +9,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,40 +33,42 @@ def main():
     parser.add_argument("--model", default="novelist", help="whose shape and tokenizer are taken")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25, help="of a round")
+    parser.add_argument("--context", type=int, default=512, help="tokens of a window (default 512)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     lm = CausalLM.from_pretrained(args.model)
+    cfg = replace(lm.cfg, context=args.context)
     text = "\n".join(text_folder(args.data, "train").column("text"))[:1_000_000] if args.data else PASSAGE * 200
-    data = TokenWindows(torch.tensor(lm.tokenizer.encode(text)), lm.cfg.context, BATCH)
+    data = TokenWindows(torch.tensor(lm.tokenizer.encode(text)), cfg.context, BATCH)
     contenders = {"transformers Trainer": by_trainer, "commonthread, AdamW": by_fit, "commonthread, Muon": lambda *given: by_fit(*given, muon=6e-3)}
     seconds, losses = {name: [] for name in contenders}, {}
     for _ in range(args.rounds):
         for name, train in contenders.items():
             torch.manual_seed(0)
-            steps, losses[name] = train(lm, data, args.steps)
+            steps, losses[name] = train(cfg, data, args.steps)
             seconds[name] += steps[FIRST:]
     rows, base = {}, statistics.median(seconds["transformers Trainer"])
     for name, values in seconds.items():
         middle, loss = statistics.median(values), losses[name]
-        rows[name] = {"tokens_per_second": round(BATCH * lm.cfg.context / middle), "ratio": round(base / middle, 2), "loss": round(loss, 3)}
+        rows[name] = {"tokens_per_second": round(BATCH * cfg.context / middle), "ratio": round(base / middle, 2), "loss": round(loss, 3)}
         print(f"{name:22} {rows[name]['tokens_per_second']:8} tokens/s   {base / middle:.2f} x   loss after {args.steps} steps {loss:.3f}")
-    results = {"versions": versions(), "threads": args.threads, "bf16": multiplies_bfloat16("cpu"), "rows": rows}
+    results = {"versions": versions(), "threads": args.threads, "context": cfg.context, "bf16": multiplies_bfloat16("cpu"), "rows": rows}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def by_fit(lm, data, steps, muon=None):
-    """New weights of lm's shape trained by fit -> (seconds of each step, the last loss)."""
+def by_fit(cfg, data, steps, muon=None):
+    """New weights of that shape trained by fit -> (seconds of each step, the last loss)."""
     config = TrainConfig(steps=steps, batch=BATCH, lr=3e-3 if muon else RATE, muon_lr=muon, warmup=5, decay=0.5, precision="auto", save_every=0)
     with tempfile.TemporaryDirectory() as folder:
-        fit(CausalLM(lm.cfg), lambda model, batch, generator: model.loss(batch["ids"][:, :-1], batch["ids"][:, 1:]), data, config,
+        fit(CausalLM(cfg), lambda model, batch, generator: model.loss(batch["ids"][:, :-1], batch["ids"][:, 1:]), data, config,
             run=Run(Path(folder) / "run", progress=False))
         rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
     return [row["seconds"] for row in rows], rows[-1]["loss"]
 
 
-def by_trainer(lm, data, steps):
+def by_trainer(cfg, data, steps):
     """New weights of transformers' Llama of that shape trained by its Trainer -> (seconds of each step, the last loss)."""
     from accelerate.state import AcceleratorState
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -89,7 +92,7 @@ def by_trainer(lm, data, steps):
                                      bf16=multiplies_bfloat16("cpu"), logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
                                      dataloader_pin_memory=False)
         clock = Clock()
-        Trainer(llama(lm), settings, train_dataset=rows, callbacks=[clock]).train()
+        Trainer(llama(cfg), settings, train_dataset=rows, callbacks=[clock]).train()
     AcceleratorState._reset_state(reset_partial_state=True)                            # the Trainer's: fit makes its own
     return clock.seconds, clock.losses[-1]
 
