@@ -19,6 +19,7 @@ validation split): how much it leans on names that it knows. Only printed: versi
 import argparse
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -86,16 +87,24 @@ def kept_by_names(chat, talks, texts, limit):
 
 def slots_kept(chat, talks, limit):
     """-> shares of the slots kept, of the turns that kept all of theirs, without the first words, and of the floor; some turns, to look at."""
-    turns, shown, sums = chosen([turn for talk in talks for turn in confirmations(talk)], limit), [], Counter()
+    turns, shown, sums, booked = chosen([turn for talk in talks for turn in confirmations(talk)], limit), [], Counter(), {}
     for before, theirs, wanted in turns:
         (mine,), free, (blind,) = confirm(chat, before, theirs), str(chat(before, temperature=0)), confirm(chat, before[-1:], theirs)
         hits = [slot for slot in wanted if holds(mine, slot)]
         sums.update(slots=len(wanted), kept=len(hits), whole=len(hits) == len(wanted))
         sums.update(free=sum(holds(free, slot) for slot in wanted), floor=sum(holds(blind, slot) for slot in wanted))
+        booked.setdefault(service(theirs), []).extend(slot in hits for slot in wanted)
         shown.append({"asked": before[-1]["content"], "people": theirs, "model": mine, "lost": [slot for slot in wanted if slot not in hits]})
     share = lambda name: round(sums[name] / sums["slots"], 4)
     return {"turns": len(turns), "slots": sums["slots"], "kept": share("kept"), "turns_that_kept_all": round(sums["whole"] / len(turns), 4),
+            "by_service": {name: {"slots": len(kept), "kept": round(sum(kept) / len(kept), 4)} for name, kept in sorted(booked.items())},
             "kept_free": share("free"), "floor": share("floor"), "examples": shown[:12]}
+
+
+def service(text):
+    """A turn that asks to confirm -> what is booked in it."""
+    words = {"ride": r"\b(?:rides?|cab|taxi)\b", "hotel": r"\b(?:hotel|rooms?|house|stay\w*)\b"}
+    return next((name for name, word in words.items() if re.search(word, text, re.IGNORECASE)), "table")
 
 
 def share_unknown(chat, conversations):

@@ -22,6 +22,7 @@ from gencore.train import Run, TrainConfig, fit
 from gencore.transformer import TransformerConfig
 from textgen import CausalLM, Chat, conversations
 from textgen.chat import base_of_run, chat_model
+from textgen.confirmations import holds
 from textgen.conversations import Packed, conversation_row, document_row, packed_loss, read_conversations, split_turns
 from textgen.model import CausalLMConfig
 
@@ -317,6 +318,17 @@ def test_the_shipped_chat_books_a_hotel_and_a_ride_and_says_what_it_does_not_kno
     assert said[1] == "Please confirm the following details: 2 rooms for 3 nights at Swins in Rome from March 4th."
     assert "don't know" in said[3] and all(word in said[5] for word in ("confirm", "2", "Luxury"))
     assert "".join(chat.stream(talk[:3], temperature=0)) == said[1]
+
+
+def test_the_shipped_chat_keeps_what_was_said_of_a_table_over_six_turns():
+    chat, talk, said = Chat.from_pretrained("chat"), [], []
+    for line in ("I need a table for two in San Jose at 7 pm.", "Something Italian, please.", "On March 5th.", "Actually, make it three of us.",
+                 "Yes, please."):
+        talk.append({"role": "user", "content": line})
+        said.append(str(chat(talk, temperature=0)))
+        talk.append({"role": "assistant", "content": said[-1]})
+    assert all(holds(said[2], slot) for slot in ("San Jose", "7 pm", "March 5th", "2"))
+    assert all(holds(said[3], slot) for slot in ("San Jose", "7 pm", "March 5th", "3")) and "reservation" in said[4]
 
 
 def test_transformers_opens_the_shipped_chat_and_says_the_same():
