@@ -61,7 +61,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of .txt files, one text file, or parquet; default: Python's standard library")
     parser.add_argument("--out", type=Path, default=Path("runs/text"), help="run folder (default runs/text)")
-    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--preset", choices=PRESETS, default="small",
+                        help="size of the model, default small; novelist: that of the one that ships (context 512; its card has the second stage)")
     parser.add_argument("--base", "--start",                            # torchrun would take --start for its own --start-method
                         help="a model to go on from: a shipped name, a folder, or a Hub id; shape and tokenizer stay, its context grows")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")

@@ -166,6 +166,12 @@ class Attention(nn.Module):
 
     def forward(self, x, seen=None, *, rotary=None, cache=None):
         """seen: mask as `attend` takes it; rotary: what rotary_table gives; cache: this layer's part of a cache."""
+        q, k, v = self.project(x, rotary=rotary, cache=cache)
+        out = attend(q, k, v, seen, scale=self.scale, softcap=self.softcap)       # (B, N, T, E)
+        return self.out(out.transpose(1, 2).flatten(2))                           # (B, T, D)
+
+    def project(self, x, *, rotary=None, cache=None):
+        """x (B,T,D) -> what `attend` takes: q (B,N,T,E), k and v (B,G,S,E), those of the cache before them."""
         B, T, _ = x.shape
         N, G, E = self.heads, self.kv_heads, self.head_width
         heads = self.qkv(x).view(B, T, N + 2 * G, E).transpose(1, 2)              # (B, N+2G, T, E)
@@ -175,10 +181,7 @@ class Attention(nn.Module):
         if rotary is not None:
             qk = rotate(qk, *rotary)                                              # queries and keys in one go
         q, k = qk.split_with_sizes((N, G), 1)
-        if cache is not None:
-            k, v = cache.put(k, v)                                                # (B, G, S, E)
-        out = attend(q, k, v, seen, scale=self.scale, softcap=self.softcap)       # (B, N, T, E)
-        return self.out(out.transpose(1, 2).reshape(B, T, N * E))
+        return (q, k, v) if cache is None else (q, *cache.put(k, v))
 
 
 class CrossAttention(nn.Module):
@@ -194,6 +197,12 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(N * E, width, bias=cfg.out_bias)
 
     def forward(self, x, memory, seen=None, *, cache=None):
+        q, k, v = self.project(x, memory, cache=cache)
+        out = attend(q, k, v, seen, scale=self.scale, softcap=self.softcap)       # (B, N, T, E)
+        return self.out(out.transpose(1, 2).flatten(2))                           # (B, T, D)
+
+    def project(self, x, memory, *, cache=None):
+        """x (B,T,D), memory (B,S,M) -> what `attend` takes: q (B,N,T,E), k and v (B,G,S,E), from the cache where it has them."""
         B, T, _ = x.shape
         N, G, E = self.heads, self.kv_heads, self.head_width
         q = self.q(x).view(B, T, N, E).transpose(1, 2)                            # (B, N, T, E)
@@ -204,8 +213,7 @@ class CrossAttention(nn.Module):
                 cache.memory = (k, v)
         else:
             k, v = cache.memory
-        out = attend(q, k, v, seen, scale=self.scale, softcap=self.softcap)
-        return self.out(out.transpose(1, 2).reshape(B, T, N * E))
+        return q, k, v
 
 
 class AdditiveAttention(nn.Module):

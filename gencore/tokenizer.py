@@ -46,7 +46,9 @@ class Tokenizer:
         return self.engine.get_vocab_size()
 
     def encode(self, text, special=False):
-        """Text -> list of ids; special: with the tokens that the file's post-processor adds ([CLS], <s>)."""
+        """Text -> list of ids; special: with the tokens that the file's post-processor adds ([CLS], <s>).
+
+        Special tokens that are written out in the text are read as these tokens, as transformers reads them; only in `chat_ids` are they inert."""
         if not isinstance(text, str):
             raise InputError(f"expected text as str, got {type(text).__name__}")
         check_characters("the text", text)

@@ -53,7 +53,7 @@ def test_a_translator_learns_and_draws(kind, tmp_path):
         "vocab=270", "width=32", "layers=1", "mlp=64", "hidden=32", "train.steps=6", "train.batch=16", "train.warmup=1", "train.eval_every=3")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["held_out_loss"] < rows[2]["held_out_loss"] and (tmp_path / "run" / "samples" / "000006.txt").is_file()
-    assert (tmp_path / "run" / "samples" / "000006-alignment.png").is_file() == (kind == "attention")
+    assert (tmp_path / "run" / "samples" / "000006-alignment.png").is_file() == (kind != "recurrent")
     opened = (Seq2SeqLM if kind == "transformer" else AttentionSeq2Seq).from_pretrained(tmp_path / "run" / "model")
     assert isinstance(opened.generate("3 4", max_new_tokens=8), str)
 
@@ -73,6 +73,8 @@ def test_masks_are_filled_in(tmp_path):
         "train.lr=1e-2", "train.eval_every=10", "--ask", "The [MASK] fell")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["filled_in_right"] > rows[9]["filled_in_right"]
+    with Image.open(tmp_path / "run" / "samples" / "000060-attention.png") as picture:
+        assert picture.width > 2 * picture.height                                   # four heads side by side
     assert len(MaskedLM.from_pretrained(tmp_path / "run" / "model").fill_mask("The [MASK] fell")) == 5
 
 

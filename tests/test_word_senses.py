@@ -79,6 +79,15 @@ def test_static_vectors_and_bags_of_words_tell_nothing(untrained):
 
 
 @pytest.mark.slow
+def test_a_small_trained_model_tells_a_trees_bark_from_a_dogs():
+    from examples.text.word_senses import trained
+    lm = trained(250)                                                                                   # as benchmarks/word_senses.py does
+    for seed in range(3):
+        right, _, _ = judged(lm, "bark", seed)
+        assert right["contextual"] >= 0.95 and abs(right["static"] - 0.5) < 0.01
+
+
+@pytest.mark.slow
 def test_the_example_probes_what_it_has_trained(tmp_path):
     printed = run(EXAMPLES / "text" / "word_senses.py", "--steps", 4, "--out", tmp_path / "senses.png")
     assert "static 50.0%" in printed.splitlines()[-1] and (tmp_path / "senses.png").stat().st_size > 5000

@@ -73,7 +73,9 @@ class CausalLM(nn.Module):
             nn.init.normal_(self.positions.table.weight, std=0.02)
 
     def forward(self, ids, *, mask=None, positions=None, cache=None):
-        """ids (B,T) -> logits (B,T,V); with a cache they continue what it holds. mask: beside causal()."""
+        """ids (B,T) -> logits (B,T,V); with a cache they continue what it holds. mask: beside causal().
+
+        More ids than cfg.context are taken as they are by rotary positions, which go on, and are an InputError with learned ones."""
         return capped(self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache)), self.cfg.logit_softcap)
 
     def last_logits(self, ids, *, mask=None, positions=None, cache=None):
@@ -99,7 +101,8 @@ class CausalLM(nn.Module):
     def loss(self, ids, targets, *, documents=None):
         """ids, targets (B,T), -100 = no target -> (summed cross-entropy, number of targets).
 
-        documents (B,T): which document of its row a token is of: attention stops at their borders, and positions start again."""
+        documents (B,T): which document of its row a token is of: attention stops at their borders, and positions start again.
+        More ids than cfg.context: as in `forward`."""
         mask, positions = (None, None) if documents is None else (of_documents(documents), restarting(documents))
         hidden, targets = self.hidden(ids, mask=mask, positions=positions).flatten(0, 1), targets.flatten()
         if documents is not None:                               # of a conversation half is read alone: only what is learnt goes through the head

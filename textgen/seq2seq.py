@@ -10,6 +10,7 @@ from torch import nn
 
 from gencore import choose
 from gencore.attention import AttentionConfig
+from gencore.attention_maps import ROOM, draw_attention, watched
 from gencore.beam import beam_search
 from gencore.cache import Cache
 from gencore.check import InputError, dims, in_range, whole
@@ -140,6 +141,19 @@ class Seq2SeqLM(nn.Module):
 
         first = stepper.prefill(torch.full((rows, 1), self.cfg.start, device=source.device))
         return likeliest(first, step, self.cfg.eos, beams=beams, limit=limit, length_penalty=length_penalty)
+
+    @torch.inference_mode()
+    def draw_alignment(self, source, path, *, target=None, layer=-1):
+        """What the decoder looks at while it writes, a heat map for each head of one layer -> path (PNG, SVG or PDF).
+
+        target: default what `generate` writes. The picture has room for the first 64 tokens of each side."""
+        target = self.generate(source) if target is None else target
+        read, written = self.tokenizer.encode(source, special=True), self.tokenizer.encode(target, special=True)[:ROOM]
+        device = self.embedding.weight.device
+        with resting(self), watched(self.decoder) as seen:
+            self(torch.tensor([read], device=device), shifted(torch.tensor([written], device=device), self.cfg.start))
+        said = lambda ids: [self.tokenizer.decode([i], keep_special=True) for i in ids[:ROOM]]
+        return draw_attention([weights[..., :ROOM] for weights in seen.cross], said(read), path, layer=layer, asking=said(written))
 
     @classmethod
     def from_pretrained(cls, name_or_folder, *, dtype=torch.float32, device="cpu"):

@@ -4,8 +4,9 @@
     python examples/text/fill_mask.py --data FOLDER --ask "It was a [MASK] night."
     python examples/text/fill_mask.py width=256 layers=6 train.steps=5000    any field of MaskedRun or gencore.train.TrainConfig
 
-Ctrl-C saves; the same command with --resume goes on. The run folder holds the loss plot, samples/ (what it fills in as it learns),
-metrics.jsonl, checkpoints/ and in the end model/, which MaskedLM.from_pretrained and transformers' AutoModelForMaskedLM open."""
+Ctrl-C saves; the same command with --resume goes on. The run folder holds the loss plot, samples/ (what it fills in as it learns, and for the
+shortest text an attention.png: the row [MASK] shows which words each head of the last layer looks at to fill it in), metrics.jsonl,
+checkpoints/ and in the end model/, which MaskedLM.from_pretrained and transformers' AutoModelForMaskedLM open."""
 import argparse
 import sys
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from gencore.attention_maps import ROOM, draw_attention, watched
 from gencore.check import DataError, command
 from gencore.config import override
 from gencore.data import TokenWindows
@@ -84,6 +86,12 @@ def main():
         said = "\n".join(f"{text}   {filled(model, text)}" for text in args.ask or ASKED)
         print(f"\n--- step {step} ---\n{said}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(said + "\n", encoding="utf-8")
+        shortest = min(args.ask or ASKED, key=len)
+        with watched(model.encoder.transformer) as seen:
+            model.fill_mask(shortest)
+        tokens = [tokenizer.decode([i], keep_special=True) for i in tokenizer.encode(shortest, special=True)]
+        if len(tokens) <= ROOM:
+            draw_attention(seen.attention, tokens, folder / f"{step:06d}-attention.png")
 
     def loss(model, batch, generator):
         ids = batch["ids"][:, :-1]

@@ -5,8 +5,8 @@
     python examples/text/translate.py --data pairs.tsv                       your own: two columns without a header, or parquet with --from, --to
     python examples/text/translate.py width=256 layers=3 train.steps=5000    any field of PairRun or gencore.train.TrainConfig
 
-Ctrl-C saves; the same command with --resume goes on. The run folder holds the loss plot, samples/ (translations as it learns; with attention
-an alignment.png), metrics.jsonl, checkpoints/ and in the end model/, which Seq2SeqLM.from_pretrained and transformers' AutoModelForSeq2SeqLM
+Ctrl-C saves; the same command with --resume goes on. The run folder holds the loss plot, samples/ (translations as it learns, and what is
+looked at for each word), metrics.jsonl, checkpoints/ and in the end model/, which Seq2SeqLM.from_pretrained and transformers' AutoModelForSeq2SeqLM
 open (AttentionSeq2Seq.from_pretrained for the other two)."""
 import argparse
 import random
@@ -107,7 +107,7 @@ def main():
         said = "\n\n".join(f"{source}\n  {mine}\n  ({theirs})" for (source, theirs), mine in zip(unseen, made))
         print(f"\n--- step {step} ---\n{said}\n", flush=True)
         (folder / f"{step:06d}.txt").write_text(said + "\n", encoding="utf-8")
-        if args.model == "attention":
+        if args.model != "recurrent":
             model.draw_alignment(unseen[0][0], folder / f"{step:06d}-alignment.png")
 
     run = Run(out, resume=args.resume, extend=True, export=type(model).files, evaluate=evaluate, sample=sample,

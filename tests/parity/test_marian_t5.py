@@ -50,7 +50,8 @@ def test_a_random_model_comes_here_and_goes_back(case, tmp_path):
         wanted = theirs(input_ids=source, attention_mask=keep, decoder_input_ids=target).logits
         torch.testing.assert_close(ours(source, target, keep.bool()), wanted, atol=1e-5, rtol=1e-5)
     ours.save_pretrained(tmp_path / "ours")
-    back = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+    back, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     assert back.state_dict().keys() == theirs.state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), theirs.state_dict().values()))
     assert Seq2SeqLM.from_pretrained(tmp_path / "ours").cfg == ours.cfg
