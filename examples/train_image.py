@@ -40,8 +40,8 @@ class Plan:
     latent: int = 8                                                    # C of the latents
     transformer: DiTConfig = field(default_factory=lambda: DiTConfig(width=192, layers=4, captions=96))
     words: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(width=96, layers=2, head_width=24, mlp=256))
-    autoencoding: TrainConfig = TrainConfig(steps=500, batch=16, lr=2e-3, warmup=20, decay=0.5, weight_decay=0.0, eval_every=250)
-    prompts: TrainConfig = TrainConfig(steps=150, batch=64, lr=1e-3, warmup=20, decay=0.5, weight_decay=0.05)
+    autoencoding: TrainConfig = TrainConfig(steps=500, batch=16, lr=2e-3, warmup=20, decay=0.5, weight_decay=0.0, ema=0.99, eval_every=250)
+    prompts: TrainConfig = TrainConfig(steps=150, batch=64, lr=1e-3, warmup=20, decay=0.5, weight_decay=0.05, ema=0.99)
     painting: TrainConfig = TrainConfig(steps=1500, batch=32, lr=1e-3, warmup=50, weight_decay=0.02, ema=0.995, eval_every=250)
     shown: int = 16                                                    # prompts in the grids
 

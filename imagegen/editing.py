@@ -11,7 +11,7 @@ Meng et al. 2022 (SDEdit): begin from the picture with some of its noise. A mask
 import base64
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -86,26 +86,12 @@ class Editor:
         strength: 0 to 1, how much of it may change (default 0.6; 1 with a mask; 0: what the autoencoder gives back). It is the share of the steps
         that are gone, so few steps know few strengths. mask: a picture, bool array or tensor in 0..1 of the same size, white (True, 1) is drawn
         anew; outside it every pixel stays as it was."""
-        check_prompts([prompt])
-        settings = DrawSettings(steps, guidance, negative_prompt, guidance_interval)
-        strength = (0.6 if mask is None else 1.0) if strength is None else strength
-        strength = in_range("strength", strength, 0, 1)
-        if 0 < strength < 1 and settings.steps == 1:
-            raise InputError("strength below 1 takes 2 steps or more: with 1 the picture would be drawn from noise alone")
-        if strength and not left_of(settings.steps, strength):
-            raise InputError(f"strength {strength:g} of {settings.steps} steps rounds to none: give {math.ceil(0.51 / strength)} steps or more")
-        seed, size = seeds_of(seed, 1)[0], self.side
+        edit = self._asked(picture, prompt, DrawSettings(steps, guidance, negative_prompt, guidance_interval), strength=strength, mask=mask,
+                           seed=seeds_of(seed, 1)[0])
         self.painter.tell_cut([prompt, negative_prompt])
-        opened = open_picture(picture)
-        before = prepare(opened, size)[None]                                       # (1, 3, S, S)
-        redrawn = None if mask is None else prepare(kept(mask, opened.size), size)[None, :1] < 0        # (1, 1, S, S)
-        if redrawn is not None and not redrawn.any():
-            raise InputError(f"nothing of the mask's white is left at {size} x {size} pixels, the painter's size: make it wider")
-        edit = Edit(before, redrawn, prompt, strength, seed, settings)
-        with progress_bar(left_of(settings.steps, strength), progress) as bar:
-            drawn = self._drawn(edit, bar.update)
-        return finished(drawn, [self._recipe(edit)], "pil")[0]
+        return self._made(edit, progress)
 
+    @torch.inference_mode()
     def outpaint(self, picture, prompt, *, left=0, top=0, right=0, bottom=0, steps=20, guidance=3.0, negative_prompt="",
                  guidance_interval=(0.0, 1.0), seed=None, progress=True):
         """A picture and what it shows -> a PIL picture of the painter's size that goes on beyond its border, by so many of its pixels at each side.
@@ -115,15 +101,19 @@ class Editor:
         single things in the middle completes one that was cut off, and does not know what lies around a whole one."""
         opened = open_picture(picture)
         canvas, mask = widened(opened, left=left, top=top, right=right, bottom=bottom)
-        return self(canvas, prompt, mask=mask, steps=steps, guidance=guidance, negative_prompt=negative_prompt, guidance_interval=guidance_interval,
-                    seed=seed, progress=progress)
+        edit = self._asked(canvas, prompt, DrawSettings(steps, guidance, negative_prompt, guidance_interval), strength=1.0, mask=mask,
+                           seed=seeds_of(seed, 1)[0])
+        self.painter.tell_cut([prompt, negative_prompt])
+        return self._made(edit, progress)
 
+    @torch.inference_mode()
     def variations(self, picture, prompt, *, count=4, strength=0.6, steps=20, guidance=3.0, negative_prompt="",
                    guidance_interval=(0.0, 1.0), seed=None, progress=True):
         """A picture and what it shows -> `count` PIL pictures like it, as far from it as strength says; number i is what seed + i draws."""
-        whole("count", count, 1, 1000)
-        return [self(picture, prompt, strength=strength, steps=steps, guidance=guidance, negative_prompt=negative_prompt,
-                     guidance_interval=guidance_interval, seed=one, progress=progress) for one in seeds_of(seed, count)]
+        seeds = seeds_of(seed, whole("count", count, 1, 1000))
+        edit = self._asked(picture, prompt, DrawSettings(steps, guidance, negative_prompt, guidance_interval), strength=strength, seed=seeds[0])
+        self.painter.tell_cut([prompt, negative_prompt])
+        return [self._made(replace(edit, seed=one), progress) for one in seeds]
 
     def to(self, device):
         """Moves the painter, and returns self."""
@@ -134,6 +124,28 @@ class Editor:
     def side(self):
         """Of the pictures."""
         return self.painter.painter.transformer.cfg.size * self.painter.painter.autoencoder.cfg.shrink
+
+    def _asked(self, picture, prompt, settings, *, strength, mask=None, seed):
+        """What an edit was asked for by -> an Edit, or what is wrong with it."""
+        check_prompts([prompt])
+        strength = (0.6 if mask is None else 1.0) if strength is None else strength
+        strength = in_range("strength", strength, 0, 1)
+        if 0 < strength < 1 and settings.steps == 1:
+            raise InputError("strength below 1 takes 2 steps or more: with 1 the picture would be drawn from noise alone")
+        if strength and not left_of(settings.steps, strength):
+            raise InputError(f"strength {strength:g} of {settings.steps} steps rounds to none: give {math.ceil(0.51 / strength)} steps or more")
+        opened, size = open_picture(picture), self.side
+        before = prepare(opened, size)[None]                                       # (1, 3, S, S)
+        redrawn = None if mask is None else prepare(kept(mask, opened.size), size)[None, :1] < 0        # (1, 1, S, S)
+        if redrawn is not None and not redrawn.any():
+            raise InputError(f"nothing of the mask's white is left at {size} x {size} pixels, the painter's size: make it wider")
+        return Edit(before, redrawn, prompt, strength, seed, settings)
+
+    def _made(self, edit, progress):
+        """Edit -> PIL picture with its recipe."""
+        with progress_bar(left_of(edit.settings.steps, edit.strength), progress) as bar:
+            drawn = self._drawn(edit, bar.update)
+        return finished(drawn, [self._recipe(edit)], "pil")[0]
 
     def _drawn(self, edit, tick):
         vae = self.painter.painter.autoencoder

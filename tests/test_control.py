@@ -110,6 +110,12 @@ def test_lines_are_looked_at_once_and_guidance_sees_the_batch_twice():
     torch.testing.assert_close(both, torch.cat((once, once)))
 
 
+def test_long_prompts_are_cut_with_one_warning_at_the_callers_line(opened):
+    with pytest.warns(UserWarning, match='2 prompt.s. have more than 12 tokens and are cut there, the first: "seven') as caught:
+        opened(["seven " * 40] * 2, square_lines(), steps=2, seed=0, progress=False)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 # ---- lines ----
 
 def test_edges_of_a_rectangle_are_its_outline_one_pixel_wide():

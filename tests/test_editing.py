@@ -128,11 +128,14 @@ def test_every_way_of_editing_takes_an_interval(editor, picture, drawn):
     assert none == plain != guided
 
 
-def test_long_prompts_are_cut_with_one_warning(editor, picture):
-    for call in (lambda: editor(picture, "seven " * 40, steps=2, seed=0), lambda: editor.between(["seven " * 40, "a"], frames=1, steps=1)):
-        with pytest.warns(UserWarning, match='1 prompt.s. have more than 12 tokens and are cut there, the first: "seven') as caught:
-            call()
-        assert len(caught) == 1
+@pytest.mark.parametrize("call", [
+    lambda e, p, words: e(p, words, steps=2, seed=0), lambda e, p, words: e.outpaint(p, words, left=4, steps=2, seed=0),
+    lambda e, p, words: e.variations(p, words, count=3, steps=2, seed=0), lambda e, p, words: e.between([words, "a"], frames=1, steps=1)],
+    ids=["call", "outpaint", "variations", "between"])
+def test_long_prompts_are_cut_with_one_warning_at_the_callers_line(editor, picture, call):
+    with pytest.warns(UserWarning, match='1 prompt.s. have more than 12 tokens and are cut there, the first: "seven') as caught:
+        call(editor, picture, "seven " * 40)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_way_begins_and_ends_at_its_pictures(editor):

@@ -161,6 +161,49 @@ def test_ancestral_chains_walk_as_in_diffusers_with_the_same_noise(steps):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
+NAMESAKES = {               # scheduler of diffusers: (our sampler, the path that its samples go)
+    "DDPMScheduler": (ddpm, VP), "DDIMScheduler": (ddim, VP), "DPMSolverMultistepScheduler": (dpm_solver, VP), "EulerDiscreteScheduler": (euler, VE),
+    "HeunDiscreteScheduler": (heun, VE), "EulerAncestralDiscreteScheduler": (euler_ancestral, VE), "FlowMatchEulerDiscreteScheduler": (euler, FLOW)}
+
+
+def table_of(scheduler):
+    """The levels of a scheduler that has its steps, in float64, so that samplers are compared and not tables."""
+    if hasattr(scheduler, "sigmas"):
+        levels = scheduler.sigmas.double()
+        return torch.cat((levels[:1], levels[1::2])) if "Heun" in type(scheduler).__name__ else levels       # Heun's has those between twice
+    kept = scheduler.alphas_cumprod.double()[scheduler.timesteps]
+    return torch.cat((((1 - kept) / kept).sqrt(), kept.new_zeros(1)))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25])
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_after_every_step_x_is_that_of_the_scheduler_of_its_name(name, steps):
+    import diffusers
+    (sampler, path), heuns = NAMESAKES[name], name == "HeunDiscreteScheduler"
+    scheduler = getattr(diffusers, name)(**{} if path is FLOW else {"clip_sample": False} if sampler in (ddpm, ddim) else {"beta_schedule": "linear"})
+    scheduler.set_timesteps(steps)
+    torch.manual_seed(6)
+    weight, noise = torch.randn(6, 6) / 3, torch.randn(2, 6)
+    says = lambda x, t: x * t / 1000 + torch.tanh(x @ weight + t / 1000) / 4             # noise, or the velocity
+    levels, times = table_of(scheduler), torch.cat((scheduler.timesteps[:1], scheduler.timesteps[1::2])) if heuns else scheduler.timesteps
+    known = dict(zip(levels.tolist(), times))
+
+    def denoise(x, level):
+        alpha, sigma = path.scales(level)
+        within = x / (level ** 2 + 1) ** 0.5 if path is VE else x                        # what diffusers' scale_model_input makes of it
+        return (x - sigma * says(within, known[float(level)])) / (alpha if path is VP else 1)
+
+    mine, theirs = ({"generator": torch.Generator().manual_seed(7)} if sampler in (ddpm, euler_ancestral) else {} for _ in range(2))
+    x, way = noise * (1 if path is FLOW else scheduler.init_noise_sigma), []
+    ours = list(sampler(denoise, x, levels, **mine, **{"path": VP} if sampler is dpm_solver else {}))
+    for t in scheduler.timesteps:
+        said = says(x if path is FLOW else scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(said, t, x, **theirs).prev_sample
+        way.append(x)
+    for step, expected in zip(ours, way[1::2] + way[-1:] if heuns else way, strict=True):         # its guesses between are no steps
+        torch.testing.assert_close(step, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("variance, share", [("fixed_small", 0.0), ("fixed_large", 1.0), ("learned_range", None)])
 @pytest.mark.parametrize("clip", [None, 0.8])
 def test_the_variances_of_the_ancestral_chain_are_those_of_diffusers(variance, share, clip):

@@ -48,9 +48,9 @@ class Plan:
     critic: float = 0.05                                               # weight of the critic's judgement
     gamma: float = 1.0                                                 # how much the critic's slope is held down; more for larger pictures
     held_out: float = 0.05                                             # share of the pictures that is not learnt from
-    first: TrainConfig = TrainConfig(steps=500, batch=16, lr=2e-3, warmup=20, decay=0.3, weight_decay=0.0, precision="auto", eval_every=250)
+    first: TrainConfig = TrainConfig(steps=500, batch=16, lr=2e-3, warmup=20, decay=0.3, weight_decay=0, ema=0.99, precision="auto", eval_every=250)
     tower: TrainConfig = TrainConfig(steps=200, batch=64, lr=2e-3, warmup=20, decay=0.5, weight_decay=0.05, precision="auto")
-    finish: TrainConfig = TrainConfig(steps=300, batch=16, lr=5e-4, warmup=20, decay=0.5, weight_decay=0.0, precision="auto", eval_every=100)
+    finish: TrainConfig = TrainConfig(steps=300, batch=16, lr=5e-4, warmup=20, decay=0.5, weight_decay=0, ema=0.99, precision="auto", eval_every=100)
 
 
 @command

@@ -7,7 +7,7 @@
     python examples/image/edit.py face.png "grinning face, noto style" --variations 5            others like it, in a row
     python examples/image/edit.py --between "red apple" lemon --frames 12              a GIF that goes from one to the other
 
-The painter knows digits and emoji at 64x64; a picture of another size is brought to it, on white."""
+The painter knows digits, emoji and scenes of coloured shapes at 64x64; a picture of another size is brought to it, on white."""
 import argparse
 from pathlib import Path
 

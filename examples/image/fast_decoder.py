@@ -37,7 +37,8 @@ class Plan:
     width: int = 16                                                    # channels of the fast one's layers
     blocks: int = 3                                                    # residual blocks on each of its grids but the finest, which has one
     held_out: float = 0.05                                             # share of the pictures that is not learnt from
-    train: TrainConfig = TrainConfig(steps=1200, batch=16, lr=2e-3, warmup=20, decay=0.5, weight_decay=0.0, precision="auto", eval_every=300)
+    train: TrainConfig = TrainConfig(steps=1200, batch=16, lr=2e-3, warmup=20, decay=0.5, weight_decay=0.0, ema=0.99, precision="auto",
+                                     eval_every=300)
 
 
 @command

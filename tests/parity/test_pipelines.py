@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_diffusion import CLASSES, coder, tiny_dit, tiny_unet
 
-from imagegen import Diffusion
+from gencore.checkpoint import resolve
+from imagegen import Diffusion, TextToImage
 from imagegen.diffusion_files import diffusion_files
 from imagegen.families.autoencoder_kl import AUTOENCODER_KL
 from imagegen.families.dit import DIT
@@ -87,6 +88,23 @@ def test_a_process_that_never_imports_this_package_draws_the_same(tmp_path):
     model.save_pretrained(tmp_path / "m")
     subprocess.run([sys.executable, "-c", ALONE, tmp_path / "m", str(SEED), tmp_path / "made.npy"], cwd=tmp_path, check=True, timeout=600)
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "made.npy")), ours_drawn(model, 5, 2.0), rtol=0, atol=1e-4)
+
+
+SHIPPED = """
+import sys, numpy, torch
+sys.modules["torchaudio"] = None                    # as above
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+numpy.save(sys.argv[2], pipeline("red apple, noto style", num_inference_steps=2, guidance_scale=3.0, generator=torch.Generator().manual_seed(3),
+                                 height=64, width=64, use_resolution_binning=False, clean_caption=False, output_type="np").images)
+assert not [name for name in sys.modules if name.partition(".")[0] in ("gencore", "imagegen")]
+"""
+
+
+def test_a_process_that_never_imports_this_package_draws_with_the_shipped_painter(tmp_path):
+    subprocess.run([sys.executable, "-c", SHIPPED, resolve("painter", "imagegen"), tmp_path / "made.npy"], cwd=tmp_path, check=True, timeout=600)
+    ours = TextToImage.from_pretrained("painter")("red apple, noto style", steps=2, guidance=3.0, seed=3, output_type="np", progress=False)
+    np.testing.assert_allclose(np.load(tmp_path / "made.npy"), ours, rtol=0, atol=1e-3)
 
 
 def test_every_part_of_a_folder_is_a_class_of_diffusers():
