@@ -158,7 +158,7 @@ def test_the_example_teaches_and_reports(base, tmp_path):
     run(*given, "train.steps=4", "--resume")
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     assert "from its nearest picture" in said and "other prompts, before and after" in said
-    assert Image.open(tmp_path / "run" / "sheet.png").width == 8 * 18 - 2
+    assert Image.open(tmp_path / "run" / "sheet.png").width == Image.open(tmp_path / "run" / "samples" / "000004.png").width == 8 * 18 - 2
     assert TextToImage.from_pretrained(tmp_path / "run" / "painter").digest and (tmp_path / "run" / "model" / "adapter_config.json").is_file()
 
 

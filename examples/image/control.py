@@ -7,7 +7,7 @@
 Ctrl-C saves; the same command with --resume goes on. samples/ has pictures that were held out, their edges, and what is drawn along them.
 Printed at the end: how far the edges of drawings agree with those asked for (F1 within a pixel), led and not led, on held-out pictures; the
 autoencoder alone is the ceiling. To use it: ControlledTextToImage.from_pretrained("runs/control/model")("red apple", edges_of("teapot.png")).
-Expect of the defaults: seven minutes on one CPU thread; scenes 0.19 not led, 0.99 led (autoencoder 1.00), drawings 0.39, 0.81 (0.93)."""
+Expect of the defaults: seven minutes on one CPU thread; scenes 0.22 not led, 0.99 led (autoencoder 1.00), drawings 0.42, 0.78 (0.93)."""
 import argparse
 import itertools
 import sys

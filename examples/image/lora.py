@@ -9,7 +9,7 @@ The run folder holds model/ (the adapter: peft opens it), painter/ (adapter and 
 new thing above one of other prompts, as it learns) and sheet.png: the pictures, then the same prompts and seeds before and after. Two figures are
 printed: how far drawings of the new thing are from its nearest picture, and how far other prompts have moved, both as a root mean square of pixels
 (0 to 1), beside what they are to be compared with.
-Expect of the defaults: three minutes on one CPU thread; from its nearest picture 0.35 before, 0.08 after (the autoencoder alone 0.05); other
+Expect of the defaults: four minutes on one CPU thread; from its nearest picture 0.39 before, 0.08 after (the autoencoder alone 0.05); other
 prompts 0.10 apart, two seeds of one painter 0.11."""
 import argparse
 import sys

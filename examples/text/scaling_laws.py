@@ -79,6 +79,8 @@ def draw(sizes, losses, law, path):
     axes.scatter(sizes[:-1], losses[:-1], label="fitted")
     axes.scatter(sizes[-1:], losses[-1:], marker="*", s=120, label=f"not fitted: foretold {foretold(law, sizes[-1]):.3f}")
     axes.set(xscale="log", yscale="log", xlabel="parameters without the token table", ylabel="nats per token, held out")
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter("{x:.3g}")
     axes.legend()
     figure.savefig(path, dpi=120)
 
