@@ -34,6 +34,7 @@ class Run:
     card: dict = field(default_factory=dict)    # heading -> text for the model card: "Data", "Licence", "Command", ...
     plan: dict = field(default_factory=dict)    # what else a resumed run goes on under, beside its TrainConfig: name -> plain value
     progress: bool = True                # False silences bar and messages
+    kept: bool = True                    # False: the folder goes when the script ends, so one that is stopped can't go on, and is not told to
 
     def path(self, *names):
         return Path(self.folder).joinpath(*names)

@@ -372,9 +372,8 @@ def device_of(model):
 
 
 def raise_stopped(work, code):
-    folder = checkpoints(work.run)[-1][1]
-    work.say(f"stopped after step {work.step} of {work.config.steps}; saved {folder}. To go on: the same command with --resume, if it knows that "
-             f"(Run(..., resume=True))", always=True)
+    saved = f"; saved {checkpoints(work.run)[-1][1]}. To go on: the same command with --resume, if it knows that (Run(..., resume=True))"
+    work.say(f"stopped after step {work.step} of {work.config.steps}{saved if work.run.kept else ', and can not go on from there'}", always=True)
     raise TrainingStopped(code)
 
 

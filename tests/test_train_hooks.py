@@ -34,6 +34,13 @@ def test_a_resumed_run_keeps_to_the_rest_of_its_plan_too(tmp_path):
     assert toy_fit(tmp_path, config, plan={"alpha": 8.0, "schedule": {"path": "vp"}}, resume=True)
 
 
+@pytest.mark.parametrize("kept, words", [(True, "To go on: the same command with --resume"), (False, "and can not go on from there")])
+def test_a_run_that_is_stopped_tells_whether_it_can_go_on(kept, words, tmp_path, capsys):
+    stop_at(tmp_path, replace(PLAIN, eval_every=1), 2, kept=kept)
+    said = capsys.readouterr().err
+    assert words in said and (str(tmp_path) in said) == kept
+
+
 def test_a_batch_is_known_by_its_numbers_and_real_ones_by_their_size():
     batch = {"ids": torch.arange(6).view(2, 3), "latents": torch.linspace(-1, 2, 8), "names": ["a", "b"]}
     assert mark_of(batch) == mark_of(batch | {"latents": batch["latents"] * (1 + 1e-7)})

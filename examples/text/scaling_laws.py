@@ -63,7 +63,7 @@ def measured(args):
         lm = model(width, len(tokenizer))
         config = TrainConfig(steps=args.steps, batch=BATCH, lr=3e-3, muon_lr=1e-2, warmup=min(20, args.steps // 10), decay=0.5, save_every=0)
         with tempfile.TemporaryDirectory() as folder:
-            fit(lm, next_token_loss, TokenWindows(learn, CONTEXT, BATCH), config, run=Run(folder, progress=False))
+            fit(lm, next_token_loss, TokenWindows(learn, CONTEXT, BATCH), config, run=Run(folder, progress=False, kept=False))
         sizes.append(sum(p.numel() for p in lm.transformer.parameters()))
         losses.append(held_out_loss(lm, judge))
         print(f"width {width:4}: {sizes[-1]:10,} parameters, {losses[-1]:.4f} nats a token", flush=True)

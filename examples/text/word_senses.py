@@ -44,7 +44,7 @@ def trained(steps):
     lm = CausalLM(CausalLMConfig(vocab=len(tokenizer), context=64, transformer=stack), tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         return fit(lm, lambda model, batch, generator: model.loss(batch["ids"], batch["targets"]), Sentences(tokenizer, 64),
-                   TrainConfig(steps=steps, batch=64, lr=3e-3, muon_lr=1e-2, warmup=20, save_every=0), run=Run(folder))
+                   TrainConfig(steps=steps, batch=64, lr=3e-3, muon_lr=1e-2, warmup=20, save_every=0), run=Run(folder, kept=False))
 
 
 def draw(results, path):
