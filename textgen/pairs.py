@@ -36,7 +36,7 @@ def pairs_to_learn(path, source, target):
     if path.suffix != ".tsv":
         rows, held = text_folder(path, text=source), held_out_split(path)
         if held is None and "split" in rows.columns:
-            held = "test" if "validation" not in (splits := set(rows.column("split"))) and "test" in splits else "validation"
+            held = next((split for split in ("validation", "test") if split in rows.column("split")), "validation")
         if held:
             return tuple(read_pairs(path, source, target, split) for split in ("train", held))
     return tuple(map(list, hold_out(read_pairs(path, source, target), 0.05)))

@@ -41,8 +41,10 @@ def main():
     print(f"{what}: {len(sentences):,} sentences, {sum(map(len, sentences)):,} words")
     w2v = Word2Vec.train(sentences, override(Word2VecConfig(), args.settings))
     asked = [word.strip() for word in args.words.split(",") if word.strip()]
-    print("".join(f"{word:>16}: not among the {len(w2v.words):,} words\n" for word in asked if word not in w2v.index), end="")
-    shown = [word for word in asked if word in w2v.index] or w2v.words[100:2100:250] or w2v.words[:8]
+    for word in asked:
+        if word not in w2v:
+            print(f"{word:>16}: not among the {len(w2v.words):,} words")
+    shown = [word for word in asked if word in w2v] or w2v.words[100:2100:250] or w2v.words[:8]
     w2v.save_pretrained(args.out, dtype=torch.bfloat16)
     save_word2vec(w2v, args.out / "vectors.bin", binary=True)
     drawn = []
