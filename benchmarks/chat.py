@@ -19,7 +19,6 @@ validation split): how much it leans on names that it knows. Only printed: versi
 import argparse
 import json
 import random
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from gencore.check import command
 from gencore.data import text_folder
 from gencore.recipe import versions
 from textgen import Chat
-from textgen.confirmations import bookings, confirm, confirmations, holds
+from textgen.confirmations import bookings, confirm, confirmations, holds, service
 from textgen.conversations import read_conversations
 from textgen.slots import Swaps
 
@@ -99,12 +98,6 @@ def slots_kept(chat, talks, limit):
     return {"turns": len(turns), "slots": sums["slots"], "kept": share("kept"), "turns_that_kept_all": round(sums["whole"] / len(turns), 4),
             "by_service": {name: {"slots": len(kept), "kept": round(sum(kept) / len(kept), 4)} for name, kept in sorted(booked.items())},
             "kept_free": share("free"), "floor": share("floor"), "examples": shown[:12]}
-
-
-def service(text):
-    """A turn that asks to confirm -> what is booked in it."""
-    words = {"ride": r"\b(?:rides?|cab|taxi)\b", "hotel": r"\b(?:hotel|rooms?|house|stay\w*)\b"}
-    return next((name for name, word in words.items() if re.search(word, text, re.IGNORECASE)), "table")
 
 
 def share_unknown(chat, conversations):

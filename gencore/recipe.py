@@ -20,7 +20,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from gencore.check import CommonthreadError, InputError, nearest
+from gencore.check import CommonthreadError, InputError, floating, nearest
 from gencore.checkpoint import resolve, weights_digest
 from gencore.digest import parse_json, words_digest
 from gencore.folder import write_file, writing
@@ -212,6 +212,12 @@ def differences(recipe, digest):
 def made_with(folder):
     """A model's folder -> "0123456789abcdef-01234567": digests of its weights and of its configuration and tokenizer."""
     return f"{weights_digest(folder)}-{words_digest(folder)}"
+
+
+def survives(module, dtype, *, own=False):
+    """Does every weight, opened in float32 again, come back from that dtype as it was? own: opened in its own dtype."""
+    dtype, opened = floating(dtype), floating("float32")
+    return all((own or p.dtype == opened) and p.equal(p.to(dtype).to(p.dtype)) for p in module.parameters())
 
 
 def _maker(kind):

@@ -14,12 +14,12 @@ import torch
 from gencore.check import ConfigError, InputError, in_range, nearest, only_device, seeds_of, whole
 from gencore.checkpoint import save_folder
 from gencore.diffusion import VE, VP, data_from, noise_interval
-from gencore.recipe import Recipe, lasting_name, made_with, register
+from gencore.recipe import Recipe, lasting_name, made_with, register, survives
 from gencore.samplers import ddim, ddpm, dpm_solver, euler, euler_ancestral, heun
 from imagegen.class_dit import ClassDiT
 from imagegen.schedule import Schedule
 from imagegen.scheduler import Scheduler, scheduler_of
-from imagegen.text_to_image import FORMS, TOGETHER, finished, picked, progress_bar, survives
+from imagegen.text_to_image import FORMS, TOGETHER, finished, picked, progress_bar
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_fo
 from gencore.config import Few, Size, check_fields, from_dict, to_dict
 from gencore.embeddings import rows_of
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, lasting_name, made_with, register
-from imagegen.text_to_image import FORMS, finished, picked, survives
+from gencore.recipe import Recipe, lasting_name, made_with, register, survives
+from imagegen.text_to_image import FORMS, finished, picked
 from imagegen.walk import along_sphere
 
 SLOPE = 0.2                          # of the leaky ReLUs

@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from gencore.check import CheckpointError, ConfigError, InputError, floating, in_range, only_device, seeds_of
+from gencore.check import CheckpointError, ConfigError, InputError, in_range, only_device, seeds_of
 from gencore.checkpoint import naming, read_json, resolve, save_folder
 from gencore.diffusion import FLOW, check_steps, data_from, flow_levels, noise_interval
 from gencore.families import expect_fields
 from gencore.kinds import expect_kind
-from gencore.recipe import Recipe, lasting_name, made_with, register
+from gencore.recipe import Recipe, lasting_name, made_with, register, survives
 from gencore.samplers import dpm_solver
 from gencore.text_encoder import TextEncoder, encode_prompts
 from gencore.tokenizer import Tokenizer
@@ -203,11 +203,6 @@ class TextToImage:
         """Writes diffusers' folder, and makes it the one that recipes name; not where `dtype` rounded what draws here."""
         save_folder(folder, pipeline_files(self.painter, self.tokenizer, shift=self.shift, dtype=dtype))
         self.name, self.digest = lasting_name(folder), made_with(folder) if survives(self.painter, dtype) else ""
-
-
-def survives(module, dtype):
-    """Does every weight come back from that dtype as it was?"""
-    return all(tensor.dtype == torch.float32 and tensor.equal(tensor.to(floating(dtype)).float()) for tensor in module.parameters())
 
 
 def groups_of(count):

@@ -6,10 +6,12 @@
     python -m imagegen.train_painter --data FOLDER --out runs/longer --base painter                         the autoencoder stays, the rest goes on
     python -m imagegen.train_painter --data FOLDER --out runs/whole --base painter --parts autoencoder,transformer
     python -m imagegen.train_painter --data FOLDER --out runs/sharper --base painter --parts decoder        all else stays
+    python -m imagegen.train_painter --data FOLDER --out runs/truer --base painter --parts emphasis         designs count for more
 
 Each part has its folder (loss.png, samples/, checkpoints/) under --out, and says before it starts how long it will take. The folder for
-`TextToImage.from_pretrained` is OUT/transformer/model, and OUT/decoder/model after --parts decoder."""
+`TextToImage.from_pretrained` is OUT/transformer/model, OUT/decoder/model after --parts decoder, OUT/emphasis/model after --parts emphasis."""
 import argparse
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ import torch
 from gencore import text_encoder
 from gencore.check import ConfigError, command
 from gencore.config import override
+from gencore.recipe import survives
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.train import Run, TrainConfig
 from imagegen import dit
@@ -29,16 +32,18 @@ from imagegen.captioned import Captioned
 from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, scenes, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig
 from imagegen.emoji_names import COMMON
+from imagegen.emphasis import train_emphasis
 from imagegen.reading import train_reading
-from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files, survives
+from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
 from imagegen.training import train_autoencoder, train_decoder, train_prompts, train_transformer
 
 SHOWN = ([f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" for name in COMMON[:200:9][:17]]
          + [f"red apple, {style} style" for style in STYLES.values()]
          + ["a small red circle above a large blue square", "three green stars", "a yellow triangle left of a small black ring", "a pink cross"])
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-PARTS = ("autoencoder", "prompts", "transformer", "decoder")
+PARTS = ("autoencoder", "prompts", "transformer", "decoder", "emphasis")
 PEOPLE = ("man", "woman", "person")
+DESIGN = re.compile(rf", (?:{'|'.join(STYLES.values())}) style$")
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,14 @@ class Plan:
     words: TextEncoderConfig = TextEncoderConfig(layers=4)       # with --base: layers that it lacks are added
     transformer: DiTConfig = DiTConfig(patch=1, layers=9)        # 64 tokens: one of 2 x 2 latents would be as large as a small shape of a scene.
                                                                  # With --base: layers that it lacks are added
+    strength: float = 0.5                              # --parts emphasis: how far drawings are led away from the prompt without its design
     finer: bool = False                                # with --base: its transformer, of larger tokens, goes on with single latents
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
                                             precision="auto")
     decoding: TrainConfig = TrainConfig(steps=2500, batch=16, lr=1e-3, warmup=50, decay=0.7, weight_decay=0.0, ema=0.995, precision="auto",
                                         eval_every=500)
+    emphasis: TrainConfig = TrainConfig(steps=600, batch=64, lr=3e-4, warmup=30, decay=0.7, weight_decay=0.0, ema=0.99, precision="auto",
+                                        eval_every=200, save_every=200)
     prompts: TrainConfig = TrainConfig(steps=1200, batch=128, lr=1.5e-3, warmup=50, decay=0.5, weight_decay=0.05, precision="auto")
     reading: TrainConfig = TrainConfig(steps=600, batch=128, lr=1e-3, warmup=30, decay=0.5, weight_decay=0.0, precision="auto")
     painting: TrainConfig = TrainConfig(steps=12000, batch=64, lr=1e-3, muon_lr=2e-3, decay=0.4, weight_decay=0.02, ema=0.999,
@@ -80,17 +88,19 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and emoji/")
     parser.add_argument("--out", type=Path, default=Path("runs/painter"))
     parser.add_argument("--base", help="a painter to go on from, by name or folder")
-    parser.add_argument("--parts", help=f"with --base: what goes on, of {','.join(PARTS)} (default: transformer); decoder goes alone")
+    parser.add_argument("--parts", help=f"with --base: what goes on, of {','.join(PARTS)} (default: transformer); decoder and emphasis go alone")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_intermixed_args()
     if args.parts and not args.base:
         parser.error("--parts needs --base: which painter's parts should go on?")
     args.parts = args.parts.split(",") if args.parts else ["transformer"]
-    if args.parts != ["decoder"] and ("transformer" not in args.parts or not set(args.parts) <= set(PARTS[:3])):
-        parser.error(f"--parts should hold transformer and some of {', '.join(PARTS[:2])}, or be decoder alone, got {','.join(args.parts)}")
+    alone = {"decoder": sharpen, "emphasis": emphasise}.get(",".join(args.parts))
+    if not alone and ("transformer" not in args.parts or not set(args.parts) <= set(PARTS[:3])):
+        parser.error(f"--parts should hold transformer and some of {', '.join(PARTS[:2])}, or be decoder or emphasis alone, "
+                     f"got {','.join(args.parts)}")
     plan = override(Plan(), args.settings)
     sets = read(args.data, args.out / "cache", plan)
-    (sharpen if args.parts == ["decoder"] else train)(plan, sets, args)
+    (alone or train)(plan, sets, args)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,14 +155,37 @@ def train(plan, sets, args):
         torch.manual_seed(2)
         train_reading(painter.text_encoder, tokenizer, everything, plan.reading, run=run("reading"))
 
+    sample, export = shown_and_exported(tokenizer, shift)
+    torch.manual_seed(3)
+    learnt_from, run = chosen(plan, sets), run("transformer", sample=sample, export=export)
+    train_transformer(painter, alignment.tower, tokenizer, learnt_from, config=plan.painting, run=run)
+
+
+def shown_and_exported(tokenizer, shift):
+    """-> (sample, export) of a Run whose model has a painter."""
     def sample(model, folder, step):
         pictures = TextToImage(model.painter, tokenizer, shift=shift).draw(SHOWN, range(len(SHOWN)), DrawSettings(steps=12))
         to_pil(grid(pictures, 9)[None])[0].save(folder / f"{step:06d}.png")
 
-    chosen = captioned(sets, digits=plan.digit_share, scenes=plan.scene_share, favour=plan.favour, noto=plan.noto, flags=False)
-    export = lambda model: pipeline_files(model.painter, tokenizer, shift=shift, dtype=torch.bfloat16)
-    torch.manual_seed(3)
-    train_transformer(painter, alignment.tower, tokenizer, chosen, config=plan.painting, run=run("transformer", sample=sample, export=export))
+    return sample, lambda model: pipeline_files(model.painter, tokenizer, shift=shift, dtype=torch.bfloat16)
+
+
+def chosen(plan, sets):
+    """What the transformer learns from."""
+    return captioned(sets, digits=plan.digit_share, scenes=plan.scene_share, favour=plan.favour, noto=plan.noto, flags=False)
+
+
+def emphasise(plan, sets, args):
+    """A painter's transformer, so that the design that is asked for counts for more."""
+    before = TextToImage.from_pretrained(args.base)
+    sample, export = shown_and_exported(before.tokenizer, before.shift)
+    run = Run(args.out / "emphasis", args.resume, extend=True, card={"title": "Painter: emphasis"}, sample=sample, export=export)
+    train_emphasis(before.painter, before.tokenizer, chosen(plan, sets), without_design, strength=plan.strength, config=plan.emphasis, run=run)
+
+
+def without_design(text):
+    """"apple, fruit, noto style" -> "apple, fruit"."""
+    return DESIGN.sub("", text)
 
 
 def sharpen(plan, sets, args):

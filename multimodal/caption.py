@@ -16,9 +16,8 @@ from gencore.decode import decode
 from gencore.families import expect_fields, read_config
 from gencore.kinds import expect_kind
 from gencore.pictures import open_picture, prepare
-from gencore.recipe import Recipe, lasting_name, made_with, register, save_text
+from gencore.recipe import Recipe, lasting_name, made_with, register, save_text, survives
 from gencore.tokenizer import Tokenizer
-from imagegen.text_to_image import survives
 from multimodal.families.llava import LLAVA
 from multimodal.splice import Spliced
 

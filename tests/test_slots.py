@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from textgen.slots import JOINTS, Swaps, in_small_letters, shared, slots
+from textgen.slots import JOINTS, Swaps, in_small_letters, recounted, shared, slots
 
 TALK = [{"role": "user", "content": "A table at Sino in SF for 3 at 6:30 pm on March 3rd, please."},
         {"role": "assistant", "content": "Please confirm: a table at Sino in San Jose for 3 at 6:30 pm on March 3rd. Sino is $3."},
@@ -90,3 +90,19 @@ def test_in_small_letters_the_assistant_takes_up_what_was_written_and_else_write
     assert told == ["a table at sino in san jose at 7 pm.", "How about Oak Grill in san jose?", "no, sino.",
                     "Please confirm: A table at sino in san jose at 7 pm, not at Oak Grill."]
     assert [message["role"] for message in in_small_letters(talk)] == ["user", "assistant"] * 2
+
+
+def test_rooms_and_nights_are_counted_anew_in_words_and_in_figures():
+    lines = ["Two rooms for 3 nights, please. Not three.", "Please confirm: 2 rooms for 3 nights at Three Oaks, with 1 hotel room more.",
+             "One room!", "1 room."]
+    talk = [{"role": ("user", "assistant")[i % 2], "content": line} for i, line in enumerate(lines)]
+    found = set()
+    for seed in range(60):
+        told = [message["content"] for message in recounted(talk, random.Random(seed))]
+        word, rooms, nights, of_nights = re.match(r"(\w+) (rooms?) for (\d) (nights?), please. Not three.$", told[0]).groups()
+        figure = ("One", "Two", "Three", "Four").index(word) + 1
+        assert told[1] == f"Please confirm: {figure} {rooms} for {nights} {of_nights} at Three Oaks, with 1 hotel room more."
+        assert (rooms == "room") == (figure == 1) and (of_nights == "night") == (nights == "1") and told[2:] == lines[2:]
+        found |= {figure, nights}
+    assert found == {2, 3, 4, *"123456789"}                # 1 is what the assistant said of itself: it stays, and is nobody else's
+    assert talk[0]["content"] == lines[0]

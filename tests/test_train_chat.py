@@ -119,6 +119,16 @@ def test_what_is_asked_to_be_kept_stands_in_the_peoples_own_turn():
     assert before[0]["content"] == "a table in rome, 3 chairs." and theirs == "Confirm: a table in rome on the 3rd." and wanted == ["Rome"]
 
 
+def test_only_hotels_are_asked_for_where_it_says_so():
+    talk = turn("A table in Rome for 3.", "Confirm: a table in Rome for 3.", "And 2 rooms there.", "Confirm: 2 rooms in Rome.")
+    plan = prefer_chat.Plan(made=0.0, swaps=0.0, small=0.0, hotels=1.0)
+    for seed in range(4):
+        turns = prefer_chat.asked([ROWS[0] | {"messages": [*talk[2:], *talk]}], plan, seed)
+        assert {next(turns)[1] for _ in range(8)} == {"Confirm: 2 rooms in Rome."}
+    with pytest.raises(DataError, match="in which a hotel's booking is confirmed"):
+        next(prefer_chat.asked([ROWS[0] | {"messages": ASKED}], plan, 0))
+
+
 def test_after_a_change_the_rest_is_asked_for_as_well(monkeypatch):
     changed = turn("Make it 7 pm.", "Please confirm: a table at 7 pm for 3.")
     talk = [*ASKED, *changed]

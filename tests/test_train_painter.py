@@ -21,6 +21,7 @@ from imagegen.training import Learner, details_of, drawing_losses, latent_batche
 TINY = override(train_painter.Plan(), ["prompts.steps=1", "prompts.batch=4", "reading.steps=1", "reading.batch=4", "reading.warmup=1",
                                        "painting.steps=2", "painting.batch=2", "painting.warmup=1", "painting.ema=null",
                                        "decoding.steps=2", "decoding.batch=2", "decoding.warmup=1", "decoding.ema=null",
+                                       "emphasis.steps=2", "emphasis.batch=4", "emphasis.warmup=1", "emphasis.ema=null",
                                        "autoencoding.steps=1", "autoencoding.batch=2", "autoencoding.warmup=1", "words.layers=2",
                                        "transformer.layers=2"])
 
@@ -166,6 +167,12 @@ def test_a_decoder_goes_on_and_all_else_stays(go_on):
     assert all(same(before.autoencoder.encoder, after.autoencoder.encoder)) and all(same(before.transformer, after.transformer))
 
 
+def test_designs_can_count_for_more_and_all_else_stays(go_on):
+    before, after = go_on(train_painter.emphasise, "emphasis")
+    assert not all(same(before.transformer, after.transformer))
+    assert all(same(before.text_encoder, after.text_encoder)) and all(same(before.autoencoder, after.autoencoder))
+
+
 def test_a_base_keeps_its_shift_and_a_decoder_in_training_the_bits_of_the_others(go_on, tmp_path):
     base = TextToImage.from_pretrained("painter")
     base.painter.transformer.out.bias.data += 1e-5                                                         # nothing of bfloat16
@@ -200,7 +207,7 @@ def test_latents_are_learnt_as_they_are_drawn():
 
 
 @pytest.mark.parametrize("given, words", [
-    (["--parts", "decoder"], "--parts needs --base"), (["--base", "painter", "--parts", "transformer,decoder"], "or be decoder alone"),
+    (["--parts", "decoder"], "--parts needs --base"), (["--base", "painter", "--parts", "transformer,decoder"], "or be decoder or emphasis alone"),
     (["digit_share=0.8", "scene_share=0.5"], "leave some of 1 for emoji, got 0.8 and 0.5"), (["prompts.accumulate=2"], "accumulate should be 1"),
     (["autoencoder.quant_convs=false"], "quant_convs should be true"),
 ])

@@ -34,6 +34,12 @@ def confirmations(messages, *, least=6):
     return found
 
 
+def service(text):
+    """A turn that asks to confirm -> what is booked in it."""
+    words = {"ride": r"\b(?:rides?|cab|taxi)\b", "hotel": r"\b(?:hotel|rooms?|house|stay\w*)\b"}
+    return next((name for name, word in words.items() if re.search(word, text, re.IGNORECASE)), "table")
+
+
 def holds(text, slot):
     """Whether these words are in the text, as whole words, in capitals or not."""
     return times(text, slot) > 0

@@ -8,10 +8,9 @@ user names, places that were turned down before another was taken, and changes o
 conversations have few. Where nobody says how many, it is one room and a table for two, as in the recorded ones. `made_talks` mixes all of them."""
 import re
 
-from textgen.slots import MONTHS, NAME, made_name
+from textgen.slots import COUNTS, MONTHS, NAME, made_name
 
 KNOWN = ("the airport", "the train station", "the bus station", "the city center", "downtown", "the mall", "my office", "the hospital")
-COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
 SOON = ("today", "tomorrow", "the day after tomorrow")
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 WAYS = ("Street", "Avenue", "Road", "Boulevard", "Way", "Drive", "Lane", "Place", "Court")

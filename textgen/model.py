@@ -20,7 +20,7 @@ from gencore.loss import IGNORED, capped, check_targets, chunked_cross_entropy
 from gencore.masks import causal
 from gencore.masks import documents as of_documents
 from gencore.positions import restarting
-from gencore.recipe import Recipe, ReplayError, lasting_name, made_with, register
+from gencore.recipe import Recipe, ReplayError, lasting_name, made_with, register, survives
 from gencore.step_linear import step_linears
 from gencore.tokenizer import Tokenizer
 from gencore.transformer import Transformer, TransformerConfig, deeper
@@ -260,7 +260,7 @@ class CausalLM(nn.Module):
         """Writes a folder that `from_pretrained` and transformers' AutoModelForCausalLM open, and makes it the one that recipes name; not where
         `dtype` rounds what generates here. dtype: of the weights in the file."""
         save_folder(folder, self.files(dtype=dtype))
-        exact = dtype is None or all(p.equal(p.to(floating(dtype)).to(p.dtype)) for p in self.parameters())
+        exact = dtype is None or survives(self, dtype, own=True)
         self.name, self.digest = lasting_name(folder), made_with(folder) if exact else None
 
     def files(self, *, dtype=None):

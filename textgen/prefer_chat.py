@@ -24,11 +24,11 @@ from gencore.data import Batches
 from gencore.run_folder import open_run
 from gencore.train import Run, TrainConfig, fit
 from textgen.chat import Chat
-from textgen.confirmations import bookings, confirm, confirmations, holds, times
+from textgen.confirmations import bookings, confirm, confirmations, holds, service, times
 from textgen.conversations import read_conversations
 from textgen.made_bookings import made_talks
 from textgen.preference import Preferences, preference_loss
-from textgen.slots import Swaps, in_small_letters, slots
+from textgen.slots import Swaps, in_small_letters, recounted, slots
 from textgen.train_chat import QUESTIONS, TASKS
 
 REPEATED = re.compile(r"\b(\w[\w'&-]*(?:\W+\w[\w'&-]*){0,3})\W+\1\b", re.IGNORECASE)                # up to four words, and at once again
@@ -43,6 +43,7 @@ class Plan:
     swaps: Share = 0.7              # share of the conversations that are told with other values
     made: Share = 0.5               # share of the turns that are of made bookings (`made_talks`)
     changes: Share = 0.0            # how often only a turn after a change will do
+    hotels: Share = 0.0             # how often only a turn that books a hotel will do
     small: Share = 0.1              # share of the turns that are in small letters
     beta: Positive = 0.1
     likelihood: float = 1.0         # how much the preferred answer's own likelihood counts beside the preference
@@ -59,8 +60,10 @@ def asked(rows, plan, seed):
     heard = [row["messages"] for row in rows if row["split"] == "train" and row["source"] in (*TASKS, *QUESTIONS)]
     learnt = [row["messages"] for row in rows if row["split"] == "train" and row["source"] == "sgd"]
     rows = bookings(rows, "train")
-    if not any(confirmations(messages, least=3) for messages in rows):
-        raise DataError("no conversation of source sgd, split train, in which a booking is confirmed: nothing to learn from")
+    confirmed = {service(theirs) for messages in rows for _, theirs, _ in confirmations(messages, least=3)}
+    if not confirmed or plan.hotels and "hotel" not in confirmed:
+        what = "a hotel's booking" if confirmed else "a booking"
+        raise DataError(f"no conversation of source sgd, split train, in which {what} is confirmed: nothing to learn from")
     swapped = Swaps(rows, others=heard)
     made = made_talks(learnt, swapped, draw)
     while True:
@@ -68,9 +71,10 @@ def asked(rows, plan, seed):
             talk = next(made)
         else:
             talk = draw.choice(rows)
-            talk = swapped(talk, draw) if draw.random() < plan.swaps else talk
-        turns, after_change = confirmations(talk, least=3), draw.random() < plan.changes
+            talk = swapped(recounted(talk, draw), draw) if draw.random() < plan.swaps else talk
+        turns, after_change, of_hotels = confirmations(talk, least=3), draw.random() < plan.changes, draw.random() < plan.hotels
         turns = [turn for turn in turns if unchanged(*turn[:2])] if after_change else turns
+        turns = [turn for turn in turns if service(turn[1]) == "hotel"] if of_hotels else turns
         if turns:
             before, theirs, wanted = draw.choice(turns)
             kept = [slot for slot in unchanged(before, theirs) if slot not in wanted]

@@ -12,6 +12,8 @@ VALUE = re.compile(rf"(?P<time>\d{{1,2}}:\d\d(?: ?[ap]\.?m\b)?|\d{{1,2}} ?[ap]\.
                    rf"(?P<number>\d+)|(?P<name>(?<![.?!:] )(?<!^){NAME})", re.MULTILINE)          # a name: capitals inside a sentence
 NO_NAMES = {"I", "I'm", "I'll", "I've", "I'd", "OK", "Okay", "Please", "Is"}
 WORD = re.compile(r"\b[A-Za-z][a-z]{2,11}\b")
+COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
+COUNTED = re.compile(rf"\b(?P<count>[1-9]|{'|'.join(COUNTS[:9])})(?P<between> (?:hotel )?)(?P<noun>room|day|night)s?\b", re.IGNORECASE)
 JOINTS = ("at", "on", "by", "in", "of", "of the", "and", "&", "+", "The", "/")
 
 
@@ -29,6 +31,33 @@ def shared(messages):
             first.setdefault(value, message["role"])
             count[value] += 1
     return {value: (kind, first[value]) for value, kind in kinds.items() if count[value] > 1}
+
+
+def recounted(messages, draw):
+    """A conversation -> the same for other numbers of rooms and of nights, in words where the user says "two rooms" and the assistant "2 rooms".
+
+    A number that the assistant says first, such as after a bare "three", stays."""
+    first = {}
+    for message in messages:
+        for found in COUNTED.finditer(message["content"]):
+            first.setdefault(of_count(found), message["role"])
+    others = {key: key for key, role in first.items() if role != "user"}
+    for noun, number in (key for key in first if key not in others):
+        free = [n for n in range(1, 5 if noun == "room" else 10) if (noun, n) not in others.values()]
+        others[noun, number] = noun, draw.choice(free or [number])
+
+    def said(found):
+        number = others[of_count(found)][1]
+        word = str(number) if found["count"].isdigit() else COUNTS[number - 1]
+        return f"{word.capitalize() if found['count'][0].isupper() else word}{found['between']}{found['noun']}{'s' * (number > 1)}"
+
+    return [{**message, "content": COUNTED.sub(said, message["content"])} for message in messages]
+
+
+def of_count(found):
+    """A match of COUNTED -> ("room" or "night", how many)."""
+    count = found["count"].lower()
+    return "room" if found["noun"].lower() == "room" else "night", int(count) if count.isdigit() else 1 + COUNTS.index(count)
 
 
 class Swaps:

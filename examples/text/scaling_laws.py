@@ -21,6 +21,7 @@ from gencore.data_folder import learn_and_held_out
 from gencore.folder import file_for
 from gencore.layers import MLPConfig
 from gencore.positions import RotaryConfig
+from gencore.recipe import versions
 from gencore.tokenizer import train_bpe
 from gencore.train import Run, TrainConfig, fit
 from gencore.transformer import TransformerConfig
@@ -106,7 +107,8 @@ def main():
     guess = foretold(law, sizes[4])
     print(f"{'with a floor' if law[0] else 'without a floor'}: L(N) = {law[0]:.3f} + {law[1]:.4g} / N^{law[2]:.4f}; foretold {guess:.4f}, "
           f"measured {losses[4]:.4f}: {guess / losses[4] - 1:+.2%} (aim within 2 %)")
-    args.out.with_suffix(".json").write_text(json.dumps({"sizes": sizes, "losses": losses, "law": law, "foretold": guess}) + "\n")
+    found = {"sizes": sizes, "losses": losses, "law": law, "foretold": guess, "versions": versions()}
+    args.out.with_suffix(".json").write_text(json.dumps(found) + "\n")
     draw(sizes, losses, law, args.out)
 
 

@@ -1,0 +1,67 @@
+"""Makes one part of a prompt count for more: guidance away from the prompt without it, learnt into the weights.
+
+"apple, noto style" is often drawn as other designs have it. Led away from "apple" while it draws, a painter keeps the design far oftener, and every
+step takes a third call of the network. Here it learns to say at once what it would say so led,
+
+    v(prompt) + strength * (v(prompt) - v(rest))
+
+and of a prompt that has no such part what it says anyway. That is Meng et al. 2023, "On Distillation of Guided Diffusion Models", for one scale; the
+rest of the prompt has the place of the empty one (as an instruction's picture has in Brooks et al. 2023, "InstructPix2Pix")."""
+import copy
+
+import torch
+from torch import nn
+
+from gencore.diffusion import FLOW
+from gencore.text_encoder import encode_prompts
+from gencore.train import fit
+from gencore.transformer import Memory
+from imagegen.captioned import CaptionedBatches
+from imagegen.training import encode_all
+
+
+class Emphasis(nn.Module):
+    """A painter whose transformer learns, and beside it the transformer as it was."""
+
+    def __init__(self, painter, strength):
+        super().__init__()
+        self.painter, self.strength = painter.requires_grad_(False), strength
+        self.before = copy.deepcopy(painter.transformer).eval()
+        painter.transformer.requires_grad_(True)
+
+    @torch.no_grad()
+    def led(self, x, times, prompt, rest, has_rest):
+        """x (B,C,h,w), times (B,), two Memories, has_rest (B,): whose rest is another prompt -> velocities (B,C,h,w) to be learnt."""
+        said = self.before(x, times, prompt)
+        if not has_rest.any():
+            return said
+        without = self.before(x[has_rest], times[has_rest], Memory(rest.states[has_rest], rest.keep[has_rest]))
+        return said.index_put((has_rest,), torch.lerp(without, said[has_rest], 1 + self.strength).to(said))
+
+
+def emphasis_loss(model, batch, generator):
+    """Squared distance to what is learnt, at levels alike from 0 to 1 -> (sum, pictures)."""
+    latents, encoder = batch["latents"], model.painter.text_encoder
+    with torch.no_grad():
+        prompt, rest = (Memory(encoder(batch[ids], batch[keep]), batch[keep]) for ids, keep in (("ids", "keep"), ("rest_ids", "rest_keep")))
+    levels = torch.rand(len(latents), generator=generator).to(latents)
+    x = FLOW.mix(latents, torch.randn(latents.shape, generator=generator).to(latents), levels)
+    wanted = model.led(x, levels * 1000, prompt, rest, batch["has_rest"])
+    errors = (model.painter.transformer(x, levels * 1000, prompt) - wanted).square()
+    return errors.flatten(1).mean(1).sum(), len(latents)
+
+
+def train_emphasis(painter, tokenizer, data, rest_of, *, strength, config, run):
+    """A trained Painter + Captioned -> the same, for which the part of a caption that rest_of(caption) leaves out counts for more."""
+    length = tokenizer.config["model_max_length"]
+    latents = encode_all(painter.autoencoder, data.pixels) * painter.autoencoder.cfg.scaling
+
+    def columns(rows, rng):
+        captions = ["" if rng.random() < 0.1 else data.caption(row, rng) for row in rows]
+        rests = [rest_of(caption) for caption in captions]
+        (ids, keep, _), (rest_ids, rest_keep, _) = (encode_prompts(tokenizer, texts, length) for texts in (captions, rests))
+        has_rest = torch.tensor([caption != rest for caption, rest in zip(captions, rests)])
+        return {"latents": latents[rows], "ids": ids, "keep": keep, "rest_ids": rest_ids, "rest_keep": rest_keep, "has_rest": has_rest}
+
+    fit(Emphasis(painter, strength), emphasis_loss, CaptionedBatches(data, config.batch, config.seed, columns), config, run=run)
+    return painter.eval().requires_grad_(False)
