@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import nn
 
-from gencore.diffusion import FLOW
+from gencore.diffusion import FLOW, logit_normal
 from gencore.text_encoder import encode_prompts
 from gencore.train import fit
 from gencore.transformer import Memory
@@ -40,11 +40,11 @@ class Emphasis(nn.Module):
 
 
 def emphasis_loss(model, batch, generator):
-    """Squared distance to what is learnt, at levels alike from 0 to 1 -> (sum, pictures)."""
+    """Squared distance to what is learnt -> (sum, pictures). Most levels are of much noise, where a lead is largest."""
     latents, encoder = batch["latents"], model.painter.text_encoder
     with torch.no_grad():
         prompt, rest = (Memory(encoder(batch[ids], batch[keep]), batch[keep]) for ids, keep in (("ids", "keep"), ("rest_ids", "rest_keep")))
-    levels = torch.rand(len(latents), generator=generator).to(latents)
+    levels = logit_normal(len(latents), generator, mean=1.0, std=1.5).to(latents)
     x = FLOW.mix(latents, torch.randn(latents.shape, generator=generator).to(latents), levels)
     wanted = model.led(x, levels * 1000, prompt, rest, batch["has_rest"])
     errors = (model.painter.transformer(x, levels * 1000, prompt) - wanted).square()

@@ -10,6 +10,7 @@ from gencore.cache import Cache
 from gencore.check import InputError
 from gencore.choose import chances
 from gencore.decode import Stepper, decode, left_padded, make_cache, picker, resting
+from gencore.packed import packed
 from gencore.speculative import Reader, Tally, speculate
 from textgen.constraint import constrained, matchers_of
 
@@ -28,12 +29,18 @@ class Trace:
 @torch.inference_mode()
 def run(lm, lists, sampling, *, seeds, settings, trace=None):
     """Lists of prompt ids -> yields, a step each, the list of new ids (one a row)."""
-    if settings.beams > 1:
-        yield from zip_longest(*likeliest(lm, lists, settings), fillvalue=next(iter(lm.cfg.eos), None))
-        return
     if settings.draft is not None:
         yield from drafted(lm, lists[0], settings, generator=torch.Generator().manual_seed(seeds[0]), trace=trace or Trace())
         return
+    with packed(lm, len(lists) * settings.beams):
+        if settings.beams > 1:
+            yield from zip_longest(*likeliest(lm, lists, settings), fillvalue=next(iter(lm.cfg.eos), None))
+        else:
+            yield from drawn(lm, lists, sampling, seeds=seeds, settings=settings, trace=trace)
+
+
+def drawn(lm, lists, sampling, *, seeds, settings, trace):
+    """As `run`, token by token."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     first, stepper, seen = prefilled(lm, lists, settings)
     pick = picker(sampling, generators, seen=seen)
