@@ -108,7 +108,10 @@ class RollingCache(Cache):
                 torch.arange(self.first, self.length + T, device=device))
 
     def crop(self, length):
-        raise InputError("a rolling cache has let go of what came before: it can't go back")
+        if length:
+            raise InputError("a rolling cache has let go of what came before: it can't go back, but to 0")
+        super().crop(0)
+        self.first = 0
 
 
 class FixedLayerCache(LayerCache):

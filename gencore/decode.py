@@ -87,10 +87,11 @@ class Stepper:
     """Runs forward(ids (B,T), *, mask, positions, cache) -> logits (B,T or 1,V) over one cache.
 
     keep (B,S): False at the left padding of unequal prompts, with room for every slot that is to come. within: width of the window
-    that a rolling cache keeps."""
+    that a rolling cache keeps. borders: lengths beyond which positions turn otherwise (longrope): a text that passes one is read once more."""
 
-    def __init__(self, forward, cache, *, keep=None, within=None):
+    def __init__(self, forward, cache, *, keep=None, within=None, borders=()):
         self.forward, self.cache, self.within, self.done = forward, cache, within, 0
+        self.borders, self.said = torch.tensor([border for border in borders if within is None or within >= border]), None
         self._mask(None if keep is None or bool(keep.all()) else keep)
 
     def _mask(self, keep):
@@ -102,16 +103,25 @@ class Stepper:
     def select(self, rows):
         """Goes on with these rows of the batch, of which some may be the same: beams."""
         self.cache.select(rows)
+        self.said = None if self.said is None else self.said[rows]
         self._mask(None if self.keep is None else self.keep[rows])
 
     def prefill(self, ids, *, chunk=None):
         """ids (B,T) -> logits (B,V) after the last; in chunks where the cache rolls."""
+        self.said = ids if len(self.borders) else None
         for part in ids.split(chunk or ids.shape[1], 1):
             logits = self._run(part)
         return logits
 
     def step(self, tokens):
         """tokens (B,) -> logits (B,V)."""
+        if self.said is not None:
+            self.said = torch.cat((self.said, tokens[:, None]), 1)
+            lengths = self.said.shape[1] - (0 if self.pads is None else self.pads)            # of each row
+            if torch.isin(torch.as_tensor(lengths), self.borders + 1).any():
+                self.cache.crop(0)
+                self.done = 0
+                return self._run(self.said)
         return self._run(tokens[:, None])
 
     def _run(self, ids):

@@ -13,12 +13,13 @@ stand for any number: one rule serves every layer.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from gencore.check import CheckpointError, CommonthreadError, ConfigError, nearest
 from gencore.checkpoint import naming, read_json
-from gencore.config import Count, Few, Positive, Share, Size, check_values, to_dict
+from gencore.config import Count, Few, Positive, Share, Size, Within, check_values, to_dict
 
 HINTS = {hint: names.split() for hint, names in (                    # what fields of their configurations hold, wherever they stand
     (Few, "num_hidden_layers num_layers num_decoder_layers n_layer encoder_layers decoder_layers layers_per_block type_vocab_size "
@@ -27,7 +28,8 @@ HINTS = {hint: names.split() for hint, names in (                    # what fiel
            "sliding_window max_position_embeddings original_max_position_embeddings n_positions relative_attention_num_buckets "
            "relative_attention_max_distance sliding_window_pattern in_channels out_channels latent_channels norm_num_groups sample_size "
            "attention_head_dim cross_attention_dim caption_channels"),
-    (Count, "bos_token_id pad_token_id decoder_start_token_id image_token_index image_token_id max_window_layers"),
+    (Count, "bos_token_id decoder_start_token_id image_token_index image_token_id max_window_layers"),
+    (Annotated[int, Within(-1, 2 ** 31)], "pad_token_id"),           # -1: none, in early files
     (Count | tuple[Count, ...], "eos_token_id"),
     (Positive, "rope_theta rope_local_base_freq factor low_freq_factor high_freq_factor query_pre_attn_scalar scaling_factor "
                "interpolation_scale attn_logit_softcapping final_logit_softcapping flow_shift"),

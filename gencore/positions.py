@@ -37,6 +37,11 @@ class RotaryConfig:
         """Whether the rates depend on how long the text is."""
         return scaling_type(self) in ("dynamic", "longrope")
 
+    @property
+    def border(self):
+        """The length beyond which every place of a text turns otherwise than before, those that a cache holds as well; or None."""
+        return self.scaling["original_max_position_embeddings"] if scaling_type(self) == "longrope" else None
+
 
 class Rotary:
     """Tables of one configuration for heads of `width`; what does not depend on the positions is made once."""
@@ -61,17 +66,29 @@ class Rotary:
         """positions (T,), (B,T), or (...,T,A) with axes -> (cos, sin, interleaved); cos, sin (B or 1, 1, T, r).
 
         sin carries the sign of the rotation, so that `rotate` is one product and one fused multiply-add."""
-        if self.cfg.by_length:                                                                # the text decides
-            self.rates, self.factor = self._rates(int(positions.max()) + 1)
-        if self.rates.device != positions.device:
-            self.rates = self.rates.to(positions.device)
+        rates, factor = self._by_row(positions) if self.cfg.by_length else (self.rates, self.factor)
+        if rates.device != positions.device:
+            rates = rates.to(positions.device)
+            self.rates = self.rates if self.cfg.by_length else rates
         spread = positions[..., None] if self.cfg.axes is None else self._by_axis(positions)
-        angles = spread * self.rates                                                          # (..., T, r)
+        angles = spread * rates                                                               # (..., T, r)
         angles = angles.view(-1, 1, *angles.shape[-2:])                                       # (B or 1, 1, T, r)
         cos, sin = angles.cos(), angles.sin()
-        if self.factor != 1.0:
-            cos, sin = cos * self.factor, sin * self.factor
+        if factor != 1.0:
+            cos, sin = cos * factor, sin * factor
         return cos, sin, self.cfg.layout == "interleaved"
+
+    def _by_row(self, positions):
+        """positions (...,T) of texts -> (rates (r,) or (...,1,r), factor): each text's length decides for itself."""
+        lengths = positions.amax(-1) + 1                                                      # (...)
+        if self.cfg.border is not None:                                                       # of two tables
+            lengths = torch.where(lengths > self.cfg.border, self.cfg.border + 1, 1)
+        found = {length: self._rates(length) for length in set(lengths.flatten().tolist())}
+        (_, factor), *_ = found.values()                                                      # no rule has a factor that follows the length
+        if len(found) == 1:
+            return found.popitem()[1]
+        rates = torch.stack([found[length][0] for length in lengths.flatten().tolist()])
+        return rates.view(*lengths.shape, 1, -1), factor
 
     def _by_axis(self, positions):
         """positions (...,T,A) -> the position that each dim turns by, (...,T,r)."""

@@ -45,6 +45,16 @@ class TransformerConfig:
         """Window of that layer, or None."""
         return self.windows[layer % len(self.windows)] if self.windows else None
 
+    @property
+    def rotaries(self):
+        """Those of all layers and of layers with a window, as far as there are."""
+        return [rotary for rotary in (self.rotary, self.local_rotary) if rotary is not None]
+
+    @property
+    def by_length(self):
+        """Whether positions turn by how long the text is."""
+        return any(rotary.by_length for rotary in self.rotaries)
+
 
 class Memory(NamedTuple):
     """What cross-attention looks at."""

@@ -8,6 +8,8 @@ step takes a third call of the network. Here it learns to say at once what it wo
 and of a prompt that has no such part what it says anyway. That is Meng et al. 2023, "On Distillation of Guided Diffusion Models", for one scale; the
 rest of the prompt has the place of the empty one (as an instruction's picture has in Brooks et al. 2023, "InstructPix2Pix")."""
 import copy
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -30,8 +32,9 @@ class Emphasis(nn.Module):
         painter.transformer.requires_grad_(True)
 
     @torch.no_grad()
-    def led(self, x, times, prompt, rest, has_rest):
-        """x (B,C,h,w), times (B,), two Memories, has_rest (B,): whose rest is another prompt -> velocities (B,C,h,w) to be learnt."""
+    def led(self, x, times, prompts, has_rest):
+        """x (B,C,h,w), times (B,), Memories of prompts and of their rests, has_rest (B,): where they differ -> velocities (B,C,h,w) to be learnt."""
+        prompt, rest = prompts
         said = self.before(x, times, prompt)
         if not has_rest.any():
             return said
@@ -43,25 +46,31 @@ def emphasis_loss(model, batch, generator):
     """Squared distance to what is learnt -> (sum, pictures). Most levels are of much noise, where a lead is largest."""
     latents, encoder = batch["latents"], model.painter.text_encoder
     with torch.no_grad():
-        prompt, rest = (Memory(encoder(batch[ids], batch[keep]), batch[keep]) for ids, keep in (("ids", "keep"), ("rest_ids", "rest_keep")))
+        prompts = [Memory(encoder(batch[ids], batch[keep]), batch[keep]) for ids, keep in (("ids", "keep"), ("rest_ids", "rest_keep"))]
     levels = logit_normal(len(latents), generator, mean=1.0, std=1.5).to(latents)
     x = FLOW.mix(latents, torch.randn(latents.shape, generator=generator).to(latents), levels)
-    wanted = model.led(x, levels * 1000, prompt, rest, batch["has_rest"])
-    errors = (model.painter.transformer(x, levels * 1000, prompt) - wanted).square()
+    wanted = model.led(x, levels * 1000, prompts, batch["has_rest"])
+    errors = (model.painter.transformer(x, levels * 1000, prompts[0]) - wanted).square()
     return errors.flatten(1).mean(1).sum(), len(latents)
 
 
-def train_emphasis(painter, tokenizer, data, rest_of, *, strength, config, run):
-    """A trained Painter + Captioned -> the same, for which the part of a caption that rest_of(caption) leaves out counts for more."""
+class Lead(NamedTuple):
+    """Away from what a painter is led, and how far."""
+    rest_of: Callable           # caption -> the same without the part that is to count for more
+    strength: float
+
+
+def train_emphasis(painter, tokenizer, data, lead, *, config, run):
+    """A trained Painter + Captioned + Lead -> the same, for which that part of a caption counts for more."""
     length = tokenizer.config["model_max_length"]
     latents = encode_all(painter.autoencoder, data.pixels) * painter.autoencoder.cfg.scaling
 
     def columns(rows, rng):
         captions = ["" if rng.random() < 0.1 else data.caption(row, rng) for row in rows]
-        rests = [rest_of(caption) for caption in captions]
+        rests = [lead.rest_of(caption) for caption in captions]
         (ids, keep, _), (rest_ids, rest_keep, _) = (encode_prompts(tokenizer, texts, length) for texts in (captions, rests))
         has_rest = torch.tensor([caption != rest for caption, rest in zip(captions, rests)])
         return {"latents": latents[rows], "ids": ids, "keep": keep, "rest_ids": rest_ids, "rest_keep": rest_keep, "has_rest": has_rest}
 
-    fit(Emphasis(painter, strength), emphasis_loss, CaptionedBatches(data, config.batch, config.seed, columns), config, run=run)
+    fit(Emphasis(painter, lead.strength), emphasis_loss, CaptionedBatches(data, config.batch, config.seed, columns), config, run=run)
     return painter.eval().requires_grad_(False)

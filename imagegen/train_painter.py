@@ -32,7 +32,7 @@ from imagegen.captioned import Captioned
 from imagegen.data import DIGIT_WORDINGS, DIGITS, STYLES, Pictures, cached, caption, digits, emoji, grid, scenes, to_pil, to_unit
 from imagegen.dit import DiT, DiTConfig
 from imagegen.emoji_names import COMMON
-from imagegen.emphasis import train_emphasis
+from imagegen.emphasis import Lead, train_emphasis
 from imagegen.reading import train_reading
 from imagegen.text_to_image import DrawSettings, Painter, TextToImage, pipeline_files
 from imagegen.training import train_autoencoder, train_decoder, train_prompts, train_transformer
@@ -180,7 +180,7 @@ def emphasise(plan, sets, args):
     before = TextToImage.from_pretrained(args.base)
     sample, export = shown_and_exported(before.tokenizer, before.shift)
     run = Run(args.out / "emphasis", args.resume, extend=True, card={"title": "Painter: emphasis"}, sample=sample, export=export)
-    train_emphasis(before.painter, before.tokenizer, chosen(plan, sets), without_design, strength=plan.strength, config=plan.emphasis, run=run)
+    train_emphasis(before.painter, before.tokenizer, chosen(plan, sets), Lead(without_design, plan.strength), config=plan.emphasis, run=run)
 
 
 def without_design(text):

@@ -96,7 +96,7 @@ def test_the_alignment_is_drawn(model, tmp_path):
     (lambda m: m.generate(None), InputError, "a list of them, got None"),
     (lambda m: m(torch.tensor([[999]]), torch.tensor([[1]])), InputError, "source should be between 0 and"),
     (lambda m: m(torch.tensor([[1]]), torch.tensor([[-1]])), InputError, "target should be between 0 and"),
-    (lambda m: m.generate("rot", beams=2, length_penalty=float("nan")), InputError, "length_penalty should be between -100 and 100, got nan"),
+    (lambda m: m.generate("rot", beams=2, length_penalty=float("nan")), InputError, "length_penalty should be between -20 and 20, got nan"),
     (lambda m: m.generate("rot", beams=0), InputError, "beams should be a whole number between 1 and 256, got 0"),
     (lambda m: m.generate("rot", max_new_tokens=99), InputError, "max_new_tokens should be a whole number between 1 and 24, got 99"),
     (lambda m: m.generate("rot " * 40), InputError, "tokens are more than the 24 that this model reads"),

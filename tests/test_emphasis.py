@@ -13,7 +13,7 @@ from imagegen import train_painter
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
 from imagegen.captioned import Captioned
 from imagegen.dit import DiT, DiTConfig
-from imagegen.emphasis import Emphasis, emphasis_loss, train_emphasis
+from imagegen.emphasis import Emphasis, Lead, emphasis_loss, train_emphasis
 from imagegen.text_to_image import Painter
 
 CAPTIONS = ["red circle, noto style", "blue circle, openmoji style", "red circle", "a handwritten three"]
@@ -52,7 +52,7 @@ def test_what_is_learnt_lies_beyond_the_prompt_as_far_as_the_strength_says(paint
     x, times, has_rest = latents(4), torch.tensor([900.0, 500, 300, 100]), torch.tensor([True, True, False, False])
     with torch.no_grad():
         said, without = painter.transformer(x, times, prompt), painter.transformer(x, times, rest)
-        led = Emphasis(painter, 0.5).led(x, times, prompt, rest, has_rest)
+        led = Emphasis(painter, 0.5).led(x, times, (prompt, rest), has_rest)
     assert not torch.allclose(said[:2], without[:2], atol=1e-3)
     torch.testing.assert_close(led, torch.where(has_rest[:, None, None, None], said + 0.5 * (said - without), said), rtol=0, atol=1e-5)
 
@@ -60,7 +60,7 @@ def test_what_is_learnt_lies_beyond_the_prompt_as_far_as_the_strength_says(paint
 @pytest.mark.parametrize("has_rest", [[False, False], [True, True]])
 def test_a_batch_may_have_no_designs_or_nothing_else(painter, tokenizer, has_rest):
     prompt = memory(painter, tokenizer, CAPTIONS[:2])
-    led = Emphasis(painter, 0.5).led(latents(2), torch.tensor([900.0, 500]), prompt, prompt, torch.tensor(has_rest))
+    led = Emphasis(painter, 0.5).led(latents(2), torch.tensor([900.0, 500]), (prompt, prompt), torch.tensor(has_rest))
     torch.testing.assert_close(led, painter.transformer(latents(2), torch.tensor([900.0, 500]), prompt), rtol=0, atol=1e-5)
 
 
@@ -68,7 +68,7 @@ def test_it_learns_what_it_was_led_to_and_leaves_the_rest(painter, tokenizer, tm
     before = copy.deepcopy(painter)
     data = Captioned(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), lambda i, rng: CAPTIONS[i], torch.arange(4), np.ones(4))
     config = TrainConfig(steps=150, batch=16, lr=3e-3, warmup=5, decay=0.7, weight_decay=0.0, ema=None, precision="float32")
-    after = train_emphasis(painter, tokenizer, data, train_painter.without_design, strength=1.0, config=config, run=Run(tmp_path / "run"))
+    after = train_emphasis(painter, tokenizer, data, Lead(train_painter.without_design, 1.0), config=config, run=Run(tmp_path / "run"))
     assert all(torch.equal(a, b) for part in ("text_encoder", "autoencoder")
                for a, b in zip(getattr(before, part).state_dict().values(), getattr(after, part).state_dict().values(), strict=True))
     clean = before.autoencoder.encode(torch.full((1, 3, 64, 64), -1.0))[0].expand(16, -1, -1, -1)
@@ -78,7 +78,7 @@ def test_it_learns_what_it_was_led_to_and_leaves_the_rest(painter, tokenizer, tm
     rest = memory(before, tokenizer, [train_painter.without_design(text) for text in texts])
     has_rest = torch.tensor([True, True, False, False] * 4)
     with torch.no_grad():
-        wanted = Emphasis(copy.deepcopy(before), 1.0).led(x, levels * 1000, prompt, rest, has_rest)
+        wanted = Emphasis(copy.deepcopy(before), 1.0).led(x, levels * 1000, (prompt, rest), has_rest)
         was, now = ((p.transformer(x, levels * 1000, prompt) - wanted).square().flatten(1).mean(1) for p in (before, after))
     assert now[has_rest].mean() < 0.5 * was[has_rest].mean()               # half the way and more
     assert now[~has_rest].mean() < 0.5 * was[has_rest].mean()              # the others have not been moved as far as that

@@ -221,8 +221,7 @@ class CausalLM(nn.Module):
         while size < length:
             size *= 2
         size = min(size, self.cfg.context)
-        rotary = self.cfg.transformer.rotary
-        if length > size or rotary is not None and rotary.by_length:
+        if length > size or self.cfg.transformer.by_length:
             return None
         weights = [(p.data_ptr(), None if p.is_inference() else p._version) for p in self.state_dict().values()]
         if weights != self._compiled_of:                         # they were trained, or loaded anew, since

@@ -64,9 +64,14 @@ def prefilled(lm, lists, settings):
     if stepper is None:
         context = min(settings.window or lm.cfg.context, lm.cfg.context)
         cache, chunk = make_cache(lm.cfg.transformer, len(lists), length, context=context, like=lm.embedding.weight)
-        stepper = Stepper(lm.last_logits, cache, keep=keep.to(device), within=chunk)
+        stepper = Stepper(lm.last_logits, cache, keep=keep.to(device), within=chunk, borders=borders_of(lm))
     seen = ids.masked_fill(~keep[:, :ids.shape[1]], -1)
     return stepper.prefill(ids.to(device), chunk=chunk), stepper, seen.to(device)
+
+
+def borders_of(lm):
+    """Lengths at which the positions of a text begin to turn otherwise."""
+    return [rotary.border for rotary in lm.cfg.transformer.rotaries if rotary.border is not None]
 
 
 def say_uncompiled(why):
@@ -131,6 +136,8 @@ def check_draft(lm, lists, settings):
         raise InputError(f"a draft guesses for one prompt at a time, got {len(lists)}: give them one by one")
     if settings.beams > 1 or settings.constraint is not None or settings.window is not None:
         raise InputError("a draft does not go together with beams, constraint or window: leave out one of them")
+    if lm.cfg.transformer.by_length or draft.cfg.transformer.by_length:
+        raise InputError("a draft does not go together with positions that follow the text's length (dynamic, longrope): leave it out")
     context = min(lm.cfg.context, draft.cfg.context)
     if longest > context:
         raise InputError(f"prompt and max_new_tokens are {longest} tokens together, a draft takes at most {context} here: ask for fewer")

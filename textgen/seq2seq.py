@@ -113,6 +113,11 @@ class Seq2SeqLM(nn.Module):
 
     # ---- words ----
 
+    @property
+    def forbidden(self):
+        """Ids that are never written: Marian's padding, which published weights rate highest, so chances are of the others."""
+        return [self.cfg.pad] if self.cfg.family == "marian" and self.cfg.pad not in self.cfg.eos else []
+
     @torch.inference_mode()
     def generate(self, texts, *, max_new_tokens=None, beams=1, length_penalty=1.0):
         """A text, or a list of them -> what the decoder writes for each. beams=1: the likeliest token each time; more: beam search.
@@ -128,8 +133,8 @@ class Seq2SeqLM(nn.Module):
 
         def forward(ids, *, mask, positions, cache):
             logits = self.logits(self.decode(ids, memory, cache=cache)[:, -1:])
-            if self.cfg.family == "marian" and self.cfg.pad not in self.cfg.eos:
-                logits[..., self.cfg.pad] = float("-inf")         # published weights rate it highest and forbid it: chances are of the others
+            if self.forbidden:
+                logits[..., self.forbidden] = float("-inf")
             return logits
 
         stepper = Stepper(forward, cache)
@@ -166,14 +171,17 @@ class Seq2SeqLM(nn.Module):
 
     def files(self, *, dtype=None):
         """What save_pretrained writes, for fit's export."""
-        return files_of(self, dtype)
+        cfg, eos = self.cfg, list(self.cfg.eos)
+        generation = {"decoder_start_token_id": cfg.start, "pad_token_id": cfg.pad, "eos_token_id": eos[0] if len(eos) == 1 else eos}
+        banned = {"bad_words_ids": [[token] for token in self.forbidden]} if self.forbidden else {}
+        return {**files_of(self, dtype), "generation_config.json": generation | banned}
 
 
 def translated(model, texts, max_new_tokens, *, beams, length_penalty):
     """What `generate` of an encoder-decoder gives: texts -> ids -> model.write -> texts."""
     limit = model.cfg.context if max_new_tokens is None else whole("max_new_tokens", max_new_tokens, 1, model.cfg.context)
     whole("beams", beams, 1, 256)
-    in_range("length_penalty", length_penalty, -100, 100)
+    in_range("length_penalty", length_penalty, -20, 20)
     if model.tokenizer is None:
         raise InputError(f"this model has no tokenizer: {type(model).__name__}(cfg, tokenizer), or load a folder that has one")
     lists = [model.tokenizer.encode(text, special=True) for text in as_list(texts)]

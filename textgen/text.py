@@ -137,7 +137,7 @@ class Settings:
         for name, low, high in (("max_new_tokens", 0, None), ("beams", 1, 256), ("window", 1, None)):
             if name != "window" or self.window is not None:
                 object.__setattr__(self, name, whole(name, getattr(self, name), low, high))
-        in_range("length_penalty", self.length_penalty, -100, 100)
+        in_range("length_penalty", self.length_penalty, -20, 20)
         if self.beams > 1 and (self.repetition_penalty != 1.0 or self.constraint is not None):
             raise InputError("a beam search looks for the likeliest text of all: leave out repetition_penalty and constraint, or beams")
         if not isinstance(self.constraint, (str, dict, type(None))):

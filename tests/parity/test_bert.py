@@ -68,5 +68,7 @@ def test_a_folder_of_another_kind_says_how_to_open_it(tmp_path):
 
 
 def test_what_is_not_done_here_is_refused():
-    with pytest.raises(ConfigError, match="config.json of a bert model: is_decoder should be False, got True"):
-        family("bert", "MaskedLM").to_ours({**SMALL, "is_decoder": True})
+    for field, words in (({"is_decoder": True}, "is_decoder should be False, got True"), ({"problem_type": "regression"}, "problem_type should be")):
+        with pytest.raises(ConfigError, match=f"config.json of a bert model: {words}"):
+            family("bert", "MaskedLM").to_ours({**SMALL, **field})
+    assert family("bert", "MaskedLM").to_ours({**SMALL, "hidden_act": "swish"}).transformer.mlp.activation == "silu"

@@ -57,6 +57,15 @@ def test_a_head_that_differs_is_kept_whatever_the_configuration_says(tmp_path):
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_a_pad_of_minus_one_is_none(tmp_path):
+    import json
+    model_of().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": -1}))
+    with pytest.warns(UserWarning, match=r"pad_token_id: \[-1\] are ids of none of the 97 tokens: left out"):
+        assert CausalLM.from_pretrained(tmp_path).cfg.pad is None
+
+
 def test_what_the_layout_cannot_say_is_refused():
     from dataclasses import replace
 

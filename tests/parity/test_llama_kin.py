@@ -4,16 +4,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gencore.check import ConfigError
+from gencore.check import ConfigError, InputError
 from gencore.positions import RotaryConfig
+from gencore.tokenizer import train_bpe
 from tests.parity.causal import check_greedy_tokens, check_round_trip, random_model
+from textgen import CausalLM
 from textgen.families import family
+from textgen.run import run
+from textgen.text import Settings
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
          "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 1}
 CLASSES = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "gemma2": "Gemma2", "gemma3_text": "Gemma3"}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
           "rope_theta": 1e4}
+FULL = ["full_attention"] * 4
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0]}
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 5}
 CASES = {
@@ -43,8 +48,17 @@ CASES = {
     "gemma3 scaled": ("gemma3_text", {**GEMMA, "layer_types": ["full_attention", "sliding_attention"] * 2, "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}}),
+    "gemma3 longrope": ("gemma3_text", {**GEMMA, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2, "rope_parameters": {
+        "full_attention": {**LONGROPE, "original_max_position_embeddings": 16}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    "gemma3 dynamic": ("gemma3_text", {**GEMMA, "max_position_embeddings": 16, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                                       "rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+                                                           "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    "gemma2 without windows": ("gemma2", {**GEMMA, "layer_types": FULL}),
+    "gemma3 without windows": ("gemma3_text", {**GEMMA, "layer_types": FULL}),
+    "qwen2 yarn of its own factor": ("qwen2", {"rope_parameters": {"rope_type": "yarn", "factor": None, "rope_theta": 1e4,
+                                                                   "original_max_position_embeddings": 16}}),
 }
-GREEDY = ("mistral window", "qwen2 upper windows", "qwen3", "phi3", "gemma2", "gemma3")
+GREEDY = ("mistral window", "qwen2 upper windows", "qwen3", "phi3", "phi3 longrope, long text", "gemma2", "gemma3")
 
 
 def model_of(case):
@@ -111,7 +125,6 @@ def test_what_is_not_done_here_is_refused(name, field, words):
 
 
 def test_the_loss_is_that_of_the_capped_logits(tmp_path):
-    from textgen import CausalLM
     model_of("gemma2").save_pretrained(tmp_path)
     lm = CausalLM.from_pretrained(tmp_path).trainable().train()
     ids = torch.randint(0, 97, (2, 21))
@@ -125,3 +138,38 @@ def test_the_loss_is_that_of_the_capped_logits(tmp_path):
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-5)
     for mine, wanted in zip(found, [p.grad for p in lm.parameters()]):
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_that_grows_past_the_border_of_longrope_is_read_again(tmp_path):
+    model_of("phi3 longrope, long text").save_pretrained(tmp_path)
+    lm, settings = CausalLM.from_pretrained(tmp_path), Settings(max_new_tokens=30, temperature=0)
+    prompts = [torch.randint(2, 97, (n,)).tolist() for n in (3, 16, 9, 20)]                # 16: the border lies behind its last
+    alone = [[step[0] for step in run(lm, [ids], settings.sampling, seeds=[0], settings=settings)] for ids in prompts]
+    for ids, said in zip(prompts, alone):
+        for n in (1, 17 - len(ids), 18 - len(ids), 30):
+            if n > 0:                                                                     # each word is the likeliest of the text read at once
+                with torch.no_grad():
+                    assert int(lm(torch.tensor([ids + said[:n - 1]]))[0, -1].argmax()) == said[n - 1]
+    together = zip(*run(lm, prompts, settings.sampling, seeds=range(4), settings=settings))
+    assert [list(row) for row in together] == alone
+    beams = Settings(max_new_tokens=20, beams=3)
+    found = [list(zip(*run(lm, part, beams.sampling, seeds=range(len(part)), settings=beams))) for part in (prompts, *([ids] for ids in prompts))]
+    assert found[0] == [row for part in found[1:] for row in part]
+    windowed = Settings(max_new_tokens=30, temperature=0, window=40)
+    assert [step[0] for step in run(lm, prompts[:1], windowed.sampling, seeds=[0], settings=windowed)] == alone[0]
+
+
+def test_a_draft_and_compiled_steps_know_positions_that_follow_the_length():
+    cfg = family("gemma3_text").to_ours({**SMALL, "vocab_size": 300, "head_dim": 8})
+    near = RotaryConfig(scaling={**LONGROPE, "original_max_position_embeddings": 8})
+    stack = replace(cfg.transformer, local_rotary=near)
+    lm = CausalLM(replace(cfg, transformer=stack), train_bpe(["the cat sat on the mat"], 300)).eval()
+    assert stack.by_length and lm.fast_stepper(20) is None
+    with pytest.raises(InputError, match="draft does not go together with positions that follow the text's length"):
+        lm.generate("the cat", max_new_tokens=3, draft=lm)
+
+
+def test_the_length_of_llama3_may_stand_beside_its_rule():
+    rope = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
+    beside = {**SMALL, "rope_parameters": rope, "original_max_position_embeddings": 16}
+    assert family("qwen2").to_ours(beside) == family("qwen2").to_ours({**SMALL, "rope_parameters": LLAMA3})

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from gencore.check import ConfigError
+from gencore.checkpoint import load_tensors
 from tests.parity.causal import random_model
 from textgen import Seq2SeqLM
 from textgen.families import family
@@ -77,6 +78,20 @@ def test_marian_never_says_its_padding(tmp_path):
     made = theirs.generate(input_ids=source, attention_mask=keep, do_sample=False, max_new_tokens=25, bad_words_ids=[[60]])
     assert ours.write(source, keep.bool(), limit=25) == [[token for token in row[1:].tolist() if token != 60] for row in made]
     assert all(60 not in row for row in ours.write(source, keep.bool(), beams=3, limit=25))
+    ours.save_pretrained(tmp_path / "ours")
+    back = type(theirs).from_pretrained(tmp_path / "ours")
+    assert back.generate(input_ids=source, attention_mask=keep, do_sample=False, max_new_tokens=25).tolist() == made.tolist()
+
+
+def test_the_bias_that_t5_never_read_is_left_out(tmp_path):
+    theirs = model_of("t5")
+    extra = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(8, 4)}
+    theirs.save_pretrained(tmp_path, state_dict={**theirs.state_dict(), **extra})
+    assert extra.keys() <= load_tensors(tmp_path / "model.safetensors").keys()
+    source, keep, target = inputs()
+    with torch.no_grad():
+        wanted = theirs(input_ids=source, attention_mask=keep, decoder_input_ids=target).logits
+        torch.testing.assert_close(Seq2SeqLM.from_pretrained(tmp_path)(source, target, keep.bool()), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_not_done_here_is_refused():

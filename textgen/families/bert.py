@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019): norms after the sum, learned positions, segment types; as BertForMaskedLM and BertForSequenceClassification."""
 from gencore.config import from_dict
 from gencore.families import Drop, Family, Rename, Split, Tie, expect_fields, expect_said, read_fields, write_fields
+from textgen.families.gpt2 import ACTIVATIONS
 from textgen.masked import EncoderConfig
 
 FIELDS = (
@@ -16,9 +17,8 @@ FIELDS = (
     ("type_vocab_size", "types", 2),
     ("pad_token_id", "pad", 0),
 )
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
 FIXED = {"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,), "tie_word_embeddings": (True,),
-         "hidden_act": tuple(ACTIVATIONS)}
+         "hidden_act": tuple(ACTIVATIONS), "problem_type": (None, "single_label_classification")}
 
 
 def to_ours(config, labels=()):

@@ -19,7 +19,7 @@ def to_ours(config):
 
 def to_theirs(cfg):
     """CausalLMConfig -> config.json."""
-    return said(cfg, {"architectures": ["Gemma2ForCausalLM"], **gemma_fields(cfg, (*FIELDS, SCORE_CAP)), **window_fields(cfg)}, to_ours)
+    return said(cfg, {"architectures": ["Gemma2ForCausalLM"], **gemma_fields(cfg, (*FIELDS, SCORE_CAP)), **window_fields(cfg, always=True)}, to_ours)
 
 
 def gemma(config, name, fields):

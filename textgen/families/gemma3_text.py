@@ -10,7 +10,8 @@ THETA = dict(zip(KINDS, (1e6, 1e4)))
 def to_ours(config):
     """config.json -> CausalLMConfig. attn_logit_softcapping is stored there without effect."""
     config = {**DEFAULTS, "max_position_embeddings": 131072, "final_logit_softcapping": None, **config}
-    everywhere, near = (rotary_fields({"rope_parameters": rope}) for rope in both_ropes(config))
+    told = {key: config[key] for key in ("max_position_embeddings", "original_max_position_embeddings") if key in config}
+    everywhere, near = (rotary_fields({**told, "rope_parameters": rope}) for rope in both_ropes(config))
     ours = gemma(config, "gemma3_text", FIELDS)
     stack, every = ours["transformer"], config.get("sliding_window_pattern", 6)
     stack["attention"]["qk_norm"] = "rms+1"
@@ -21,7 +22,7 @@ def to_ours(config):
 
 def to_theirs(cfg):
     """CausalLMConfig -> config.json."""
-    theirs = {**gemma_fields(cfg, FIELDS), **window_fields(cfg)}
+    theirs = {**gemma_fields(cfg, FIELDS), **window_fields(cfg, always=True)}
     near = cfg.transformer.local_rotary or cfg.transformer.rotary
     theirs["rope_parameters"] = dict(zip(KINDS, (theirs["rope_parameters"], rope_parameters(near))))
     return said(cfg, {"architectures": ["Gemma3ForCausalLM"], **theirs}, to_ours)

@@ -83,9 +83,9 @@ def rotary_fields(config):
         return {"theta": theta, "partial": partial}
     if rope["rope_type"] == "dynamic":                       # by transformers' rule always of the context
         rope["original_max_position_embeddings"] = config.get("max_position_embeddings", 2048)
-    if rope["rope_type"] in ("yarn", "longrope") and not rope.get("original_max_position_embeddings"):
+    if rope["rope_type"] in ("yarn", "longrope", "llama3") and not rope.get("original_max_position_embeddings"):
         rope["original_max_position_embeddings"] = config.get("original_max_position_embeddings", config.get("max_position_embeddings", 2048))
-    if rope["rope_type"] == "longrope" and rope.get("factor") is None:
+    if rope["rope_type"] in ("yarn", "longrope") and rope.get("factor") is None:
         rope["factor"] = config.get("max_position_embeddings", 2048) / rope["original_max_position_embeddings"]
     return {"theta": theta, "partial": partial, "scaling": rope}
 
@@ -106,11 +106,11 @@ def windows(config, kinds, name):
     return tuple(config.get("sliding_window", 4096) if kind == "sliding_attention" else None for kind in kinds)
 
 
-def window_fields(cfg):
-    """One window per layer -> layer_types and sliding_window."""
+def window_fields(cfg, *, always=False):
+    """One window per layer -> layer_types and sliding_window; always: a number even if no layer has one, as Gemma's code makes that mask anyway."""
     of_layers = [cfg.transformer.window_of(layer) for layer in range(cfg.transformer.layers)]
     return {"layer_types": [KINDS[width is not None] for width in of_layers],
-            "sliding_window": next((width for width in of_layers if width is not None), None)}
+            "sliding_window": next((width for width in of_layers if width is not None), 4096 if always else None)}
 
 
 # ---- tensors ----

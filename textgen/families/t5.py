@@ -1,6 +1,6 @@
 """T5 (Raffel et al. 2020): a bias by distance instead of places, RMS norms, no scale on scores; the first version, and 1.1 (gated, own head)."""
 from gencore.config import from_dict
-from gencore.families import Family, Rename, Split, Tie, expect_fields, expect_said, read_fields, write_fields
+from gencore.families import Drop, Family, Rename, Split, Tie, expect_fields, expect_said, read_fields, write_fields
 from textgen.seq2seq import Seq2SeqConfig
 
 FIELDS = (
@@ -66,7 +66,8 @@ def rules(cfg):
     table += [Rename(cross + "EncDecAttention.q.weight", "decoder.blocks.{n}.cross.q.weight"),
               Split(tuple(f"{cross}EncDecAttention.{x}.weight" for x in "kv"), "decoder.blocks.{n}.cross.kv.weight", (inner, inner)),
               Rename(cross + "EncDecAttention.o.weight", "decoder.blocks.{n}.cross.out.weight"),
-              Rename(cross + "layer_norm.weight", "decoder.blocks.{n}.cross_norm.weight")]
+              Rename(cross + "layer_norm.weight", "decoder.blocks.{n}.cross_norm.weight"),
+              Drop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight")]           # the first files have it, nothing reads it
     return tuple(table)
 
 
