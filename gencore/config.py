@@ -17,6 +17,7 @@ Size = typing.Annotated[int, Within(1, 2 ** 28)]           # of what has to be t
 Few = typing.Annotated[int, Within(1, 256)]                # parts that are built one by one: layers, heads, codebooks
 Count = typing.Annotated[int, Within(0, 2 ** 31)]          # what may be none: an id of a token, steps of a warm-up
 Positive = typing.Annotated[float, Within(1e-30, 1e30)]
+Weight = typing.Annotated[float, Within(0, 1e6)]           # of a term in a sum
 Share = typing.Annotated[float, Within(0, 1)]
 
 

@@ -90,11 +90,10 @@ def prepare(picture, size):
 def white_marks(source):
     """A picture, as open_picture takes it, of what is marked in white on black or on nothing (a mask, lines) -> PIL "L"; what can't be seen is black.
 
-    Besides: bool arrays and tensors, True is white; tensors (1,1,H,W), (1,H,W) or (H,W) in 0..1, as diffusers has masks: those not below 0."""
+    Besides, as arrays and tensors (H,W), (1,H,W), (1,1,H,W), (H,W,1), or of three colours: bool, True is white; floating in 0..1, as diffusers has
+    masks (in [-1,1] where one is below 0)."""
     from PIL import Image
-    if isinstance(source, np.ndarray) and source.dtype == bool:
-        source = source.astype(np.uint8) * 255
-    picture = open_picture(_from_marks(source) if torch.is_tensor(source) else source)
+    picture = open_picture(_from_marks(source) if torch.is_tensor(source) or isinstance(source, np.ndarray) else source)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
     return picture.convert("L")
@@ -140,12 +139,28 @@ def _from_tensor(tensor):
     return array[..., 0] if array.shape[-1] == 1 else array
 
 
-def _from_marks(tensor):
-    """A tensor of marks -> one in [-1,1], as `_from_tensor` takes it."""
-    marks = tensor.reshape(-1, *tensor.shape[-2:]) if 2 <= tensor.dim() <= 4 else tensor                              # (1, H, W)
-    if not (marks.dtype == torch.bool or marks.is_floating_point()):
-        raise InputError(f"marks as a tensor should be bool or in 0..1, (1, height, width), got {tensor.dtype} {tuple(tensor.shape)}")
-    return marks.float() * 2 - 1 if len(marks) == 1 and (marks >= 0).all() else tensor
+def _from_marks(marks):
+    """An array or a tensor of marks -> uint8 array (H,W) or (H,W,3 or 4)."""
+    given = f"got {marks.dtype} {tuple(marks.shape)}"
+    if torch.is_tensor(marks):
+        marks = (marks.float() if marks.is_floating_point() else marks).detach().cpu().numpy()
+    while marks.ndim > 2 and marks.shape[0] == 1:
+        marks = marks[0]
+    marks = marks[..., 0] if marks.ndim == 3 and marks.shape[-1] == 1 else marks
+    marks = marks.transpose(1, 2, 0) if marks.ndim == 3 and marks.shape[0] == 3 and marks.shape[-1] not in (3, 4) else marks
+    colours = (3, 4) if marks.dtype == np.uint8 else (3,)
+    if not (marks.ndim == 2 or marks.ndim == 3 and marks.shape[-1] in colours) or not (marks.dtype in (bool, np.uint8) or marks.dtype.kind == "f"):
+        raise InputError(f"marks (a mask, lines) should be bool, in 0..1 or uint8, (height, width), {given}")
+    if marks.dtype == np.uint8:
+        if marks.size and marks.max() == 1:
+            raise InputError(f"marks (a mask, lines) of uint8 should be 0 and 255, got 0 and 1: give them as bool, {given}")
+        return marks
+    if marks.dtype == bool:
+        return marks.astype(np.uint8) * 255
+    if not np.isfinite(marks).all() or np.abs(marks).max(initial=0) > 1 + 1e-3:
+        raise InputError(f"marks (a mask, lines) of floating numbers should be in 0..1, {given} with others")
+    marks = marks if (marks >= 0).all() else (marks + 1) / 2
+    return (marks.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _from_array(array):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gencore.attention import attend
-from gencore.check import ConfigError, dims
+from gencore.check import ConfigError, InputError, dims
 from gencore.config import Few, Positive, Size, check_fields
 from imagegen.doubling import doubled_conv
 from imagegen.parts import Component
@@ -184,7 +184,9 @@ class Autoencoder(Component):
 
     def encode(self, pictures):
         """pictures -> (mean, log-variance) of the latents, each (B,C,h,w)."""
-        dims("pictures", pictures, "B C H W", C=self.cfg.picture_channels)
+        _, _, H, W = dims("pictures", pictures, "B C H W", C=self.cfg.picture_channels)
+        if min(H, W) < self.cfg.shrink:
+            raise InputError(f"pictures should have sides of {self.cfg.shrink} pixels or more, got {H} x {W}")
         mean, logvar = self.quant_conv(self.encoder(pictures)).chunk(2, 1)
         return mean, logvar.clamp(-30, 20)
 
@@ -196,6 +198,8 @@ class Autoencoder(Component):
     @torch.no_grad()
     def standardise(self, mean, std):
         """Folds z -> (z - mean) / std, both (C,), into the 1x1 convolutions: from now on latents have mean 0 and spread 1."""
+        if not self.cfg.quant_convs:
+            raise ConfigError("an autoencoder without quant_convs has nothing that its latents could be standardised in: set its `scaling`")
         C = self.cfg.latent
         mean, std = mean.to(self.quant_conv.weight), std.to(self.quant_conv.weight)
         scale, shift = mean.new_ones(2 * C), mean.new_zeros(2 * C)
@@ -236,6 +240,8 @@ def picture_loss(made, pictures):
     Colours are weighted apart since errors of lightness outweigh them: without it red and green end as brown for a long time."""
     loss, error = 0.0, made - pictures
     for scale in range(3):
+        if min(error.shape[-2:]) < 2:                          # a small picture has fewer scales
+            break
         loss = loss + error.abs().mean() * (1.0 if scale == 0 else 0.5)
         if error.shape[1] > 1:
             loss = loss + 0.5 * error.diff(dim=1).abs().mean()

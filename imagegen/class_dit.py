@@ -33,8 +33,6 @@ class ClassDiTConfig:
 
     def __post_init__(self):
         check_fields(self)
-        if self.size % self.patch:
-            raise ConfigError(f"ClassDiT size should be a multiple of patch {self.patch}, got {self.size}")
         if self.positions == "rotary" and self.width % (4 * self.heads):
             raise ConfigError(f"ClassDiT: rotary positions need heads of a width that 4 divides, got {self.width} / {self.heads}")
 
@@ -54,6 +52,8 @@ class ClassDiT(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
+        if cfg.size % cfg.patch:                        # not of a configuration: examples give the size of the data later
+            raise ConfigError(f"ClassDiT size should be a multiple of patch {cfg.patch}, got {cfg.size}")
         self.cfg = cfg
         self.patches = PatchEmbedding2D(cfg.channels, cfg.patch, cfg.width)
         self.time = TimestepEmbedding(cfg.width, shift=1.0)

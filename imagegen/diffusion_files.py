@@ -46,6 +46,8 @@ def opened(name):
 
 def read_any(folder):
     """A component's folder -> its module, by the class that its configuration names."""
+    if (folder / "model_index.json").is_file():
+        raise CheckpointError(f"{folder} holds a whole pipeline: give the folder of one part, such as {folder / 'vae'}")
     return read_named(folder, PARTS)
 
 

@@ -31,7 +31,7 @@ class DiTConfig:
     captions: Size = 192            # width of the prompt's states
     out_channels: Size = 16         # C, or 2C when the second half (a variance) is left unused
     interpolation: Positive = 1.0   # divides positions: PixArt at 1024 pixels has 2
-    eps: Share = 1e-6               # of all norms
+    eps: Share = 1e-6               # of the blocks' norms
 
     def __post_init__(self):
         check_fields(self)
@@ -69,6 +69,7 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(cfg.width, 6 * cfg.width)
         self.captions = CaptionProjection(cfg.captions, cfg.width)
         self.transformer = Transformer(cfg.transformer)
+        self.transformer.norm.eps = 1e-6                                               # of the last norm, whatever the others have
         self.out_table = nn.Parameter(torch.zeros(2, cfg.width))                       # shift, scale
         self.out = nn.Linear(cfg.width, cfg.patch ** 2 * cfg.out_channels)
         self._start()

@@ -46,7 +46,7 @@ def labelled_pictures(folder, size, channels, *, split=None, need=False):
         if need:
             raise DataError(f"{folder} has no classes: put the pictures of each class into a subfolder, or give parquet with a column label")
         return Labelled(pixels, torch.zeros(len(pixels), dtype=torch.long))
-    found = [None if label == "" else label for label in rows.column("label")]                  # an empty cell of metadata.csv
+    found = [None if label == "" or label != label else label for label in rows.column("label")]          # an empty cell of metadata.csv, NaN
     if None in found:
         raise DataError(f"{rows.names[found.index(None)]} has no label ({found.count(None)} such in all), others in {folder} have: give it one, or "
                         "take the column label away")

@@ -22,7 +22,7 @@ from imagegen.captioned import Captioned
 from imagegen.data import to_bytes
 from imagegen.dit import DiT
 from imagegen.families.pixart import PIXART
-from imagegen.text_to_image import Painter, TextToImage
+from imagegen.text_to_image import Painter, TextToImage, without_adapter
 from imagegen.training import drawing_losses, latent_batches
 
 TARGETS = ("qkv", "out", "q", "kv", "up", "down")         # every matrix inside the blocks
@@ -34,6 +34,7 @@ class PainterLoRA:
     def __init__(self, painter, *, rank=8, alpha=8, dropout=0.0, targets=TARGETS):
         """rank: of the small matrices. alpha: the adapter counts alpha / rank times. targets: which matrices of a block."""
         network = painter.painter.transformer
+        without_adapter(network)
         ranks, alpha = ranks_of(network, targets, rank, TARGETS), in_range("alpha", alpha, 1e-3, 1e6)
         self._hold(painter, Adapter(copy.deepcopy(network), PIXART, ranks, scale=alpha / rank, base=base_of(painter), dropout=dropout))
 
@@ -57,6 +58,7 @@ class PainterLoRA:
     @classmethod
     def from_pretrained(cls, painter, folder):
         """The TextToImage that an adapter was made for, and the adapter's folder, from here or from peft -> PainterLoRA; another base is refused."""
+        without_adapter(painter.painter.transformer)
         lora = cls.__new__(cls)
         lora._hold(painter, read_adapter(copy.deepcopy(painter.painter.transformer), PIXART, folder, base_of(painter)))
         return lora

@@ -17,17 +17,25 @@ def read_part(folder, family, Part, select=lambda tensors: tensors):
 
 def read_state(folder, family, Part, select=lambda tensors: tensors, *, own=nn.Module.state_dict):
     """-> (the module on the meta device, {our name: tensor} in float32). own: module -> what of it is in the file."""
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise CheckpointError(f"{folder} should hold one .safetensors file, found {len(files)}")
+    file = weights_file(folder)
     cfg = read_config(family, folder / "config.json")
     with torch.device("meta"), naming(folder / "config.json"):
         module = Part(cfg)
-    with naming(files[0]):
+    with naming(file):
         ours = {name: tuple(tensor.shape) for name, tensor in own(module).items()}
-        family.check_shapes(cfg, select(tensor_shapes(files[0])), ours)
-        state = family.import_state(cfg, select(load_tensors(files[0])))
+        family.check_shapes(cfg, select(tensor_shapes(file)), ours)
+        state = family.import_state(cfg, select(load_tensors(file)))
     return module, {name: tensor.float() for name, tensor in state.items()}
+
+
+def weights_file(folder):
+    """The one .safetensors file of a component's folder, or the index of its shards; variants beside it (*.fp16.safetensors) are not read."""
+    index = sorted(folder.glob("*.safetensors.index.json"))
+    files = index or sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if index or file.name.count(".") == 1] or files
+    if len(files) != 1:
+        raise CheckpointError(f"{folder} should hold one .safetensors file, or an index of them, found {len(files)}")
+    return files[0]
 
 
 def read_named(folder, parts, usual=None):

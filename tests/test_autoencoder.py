@@ -1,6 +1,7 @@
 """The autoencoder of pictures."""
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from gencore.check import ConfigError, InputError
 from gencore.optim import make_optimizer
 from gencore.train import Run, TrainConfig
-from imagegen.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss, draw_latents
+from imagegen.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss, draw_latents, picture_loss
 from imagegen.autoencoder_training import psnr
 from imagegen.captioned import Captioned
 from imagegen.data import square, to_bytes, to_unit
@@ -36,6 +37,17 @@ def test_latents_are_smaller_by_the_levels():
     mean, logvar = model.encode(torch.zeros(2, 3, 32, 16))
     assert mean.shape == logvar.shape == (2, 5, 8, 4) and model.cfg.shrink == 4
     assert model.decode(mean).shape == (2, 3, 32, 16)
+
+
+def test_small_pictures_have_fewer_scales_and_what_is_too_small_is_said():
+    for size in (2, 4, 6):
+        loss = picture_loss(torch.rand(2, 3, size, size, requires_grad=True), torch.rand(2, 3, size, size))
+        loss.backward()
+        assert loss.isfinite() and loss > 0
+    with pytest.raises(InputError, match="pictures should have sides of 2 pixels or more, got 1 x 9"):
+        Autoencoder(TINY).encode(torch.zeros(1, 3, 1, 9))
+    with pytest.raises(ConfigError, match="without quant_convs has nothing"):
+        Autoencoder(replace(TINY, quant_convs=False)).standardise(torch.zeros(4), torch.ones(4))
 
 
 def test_it_learns_eight_pictures():

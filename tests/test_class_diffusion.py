@@ -291,7 +291,32 @@ def test_a_scheduler_made_for_another_prediction_is_named(saved):
 
 def test_what_diffusers_refuses_is_said(saved):
     with pytest.raises(InputError, match="diffusers' DDIMScheduler does not take its configuration with 2 steps: nope"):
-        saved("star", steps=2, sampler={"_class_name": "DDIMScheduler", "beta_schedule": "nope"})
+        saved("star", steps=2, sampler={"_class_name": "DDIMScheduler", "timestep_spacing": "nope"})
+
+
+def test_a_scheduler_of_other_noise_is_refused_and_its_class_fits(saved):
+    import diffusers
+    for made in (diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear"), diffusers.DDIMScheduler(num_train_timesteps=200),
+                 {"_class_name": "HeunDiscreteScheduler"}):
+        with pytest.raises(InputError, match="this model has learnt the noise of .*, made to fit"):
+            saved("star", sampler=made)
+    saved("star", sampler=diffusers.EulerDiscreteScheduler, steps=2)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("DDIMInverseScheduler", "goes from a picture to noise"), ("DPMSolverMultistepInverseScheduler", "goes from a picture to noise"),
+    ("DPMSolverSDEScheduler", "needs .*torchsde.*: install what is missing"), (None, 'should name its class: add "_class_name"')])
+def test_a_scheduler_that_does_not_draw_is_refused(saved, name, words):
+    import diffusers
+    with pytest.raises(InputError, match=words):
+        saved("star", sampler=getattr(diffusers, name) if name else {"num_train_timesteps": 1000})
+
+
+def test_heun_does_not_clip_on_either_side():
+    from diffusers import HeunDiscreteScheduler
+    model = Diffusion(tiny_unet(), schedule=Schedule(predicts="noise", clip=1.0))
+    ours, theirs = (model(2, sampler=sampler, steps=5, seed=3, output_type="pt", progress=False) for sampler in ("heun", HeunDiscreteScheduler))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def test_a_scheduler_of_another_path_is_named(saved):

@@ -166,7 +166,8 @@ def test_folders_by_class_metadata_and_plain_folders_are_read(tmp_path):
     (tmp_path / "told" / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 1}\n{"file_name": "1.png"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"1\.png has no label \(\d+ such in all\), others in"):
         labelled_pictures(tmp_path / "told", 8, 3)
-    for lines, words in ((({"label": "a"}, {"label": ""}), r"1\.png has no label"), (({"label": [1]}, {"label": 1}), r"0\.png: its label should be"),
+    for lines, words in ((({"label": "a"}, {"label": ""}), r"1\.png has no label"), (({"label": 1.0}, {"label": float("nan")}), "1.png has no label"),
+                         (({"label": [1]}, {"label": 1}), r"0\.png: its label should be"),
                          (({"label": 1}, {"label": "1"}), "a number in one place and the same as a word in another")):
         (tmp_path / "told" / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": f"{n}.png"} | line) for n, line in enumerate(lines)))
         with pytest.raises(DataError, match=words):
@@ -226,6 +227,7 @@ def test_the_example_learns_from_folders_by_class_and_goes_on(colours, tmp_path)
 
 @pytest.mark.parametrize("settings, asked", [
     (["network=dit", "schedule.path=vp", "schedule.predicts=v", "schedule.sampler=ddim", "lesson.min_snr=5"], ["3"]),
+    (["network=dit", "dit.patch=3", "size=9"], ["3"]),                                      # 3 is no part of the default size
     (["classes=false", "schedule.path=ve", "schedule.predicts=edm", "schedule.sampler=euler"], 1)])
 def test_the_example_takes_other_networks_and_objectives(settings, asked, tmp_path):
     run(EXAMPLES / "image" / "diffusion.py", "--out", tmp_path / "run", *TINY, *settings, "train.steps=2")

@@ -230,7 +230,7 @@ def test_lines_are_white_in_any_form_and_numbers_of_numpy_are_numbers(opened):
     for form in (lines, torch.from_numpy(lines), torch.from_numpy(lines).float()[None], torch.from_numpy(lines).float()[None, None]):
         assert torch.equal(white_lines(form, 16), wanted)
     assert white_lines(edges(torch.ones(1, 3, 16, 16))[0], 16).max() == 0
-    with pytest.raises(InputError, match=r"marks as a tensor should be bool or in 0..1, \(1, height, width\), got torch.uint8 \(16, 16\)"):
+    with pytest.raises(InputError, match=r"of uint8 should be 0 and 255, got 0 and 1: give them as bool, got torch.uint8 \(16, 16\)"):
         white_lines(torch.from_numpy(lines).byte(), 16)
     made = opened(PROMPTS[0], lines, weight=np.float32(0.5), steps=2, seed=0)[0]
     assert json.loads(made.info["recipe"])["settings"]["weight"] == 0.5

@@ -240,9 +240,11 @@ def test_the_example_learns_from_folders_by_class_and_goes_on(tmp_path, capsys):
     run(EXAMPLES / "image" / "gan.py", *given, "train.steps=4", "--resume")
     assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == {"000002.png", "000004.png"}
     assert (tmp_path / "run" / "walk.gif").is_file() and GAN.from_pretrained(tmp_path / "run" / "model")("red", seed=0)[0].size == (8, 8)
-    with pytest.raises(SystemExit):
-        run(EXAMPLES / "image" / "gan.py", "--data", tmp_path / "data" / "red", "--out", tmp_path / "other")
-    assert "has no classes: put the pictures of each class into a subfolder" in capsys.readouterr().err
+    for wrong, words in ((["--data", tmp_path / "data" / "red"], "has no classes: put the pictures of each class into a subfolder"),
+                         (["shown=0"], "shown should be between 1 and 256, got 0"), (["gamma=-1"], "gamma should be between 0 and")):
+        with pytest.raises(SystemExit):
+            run(EXAMPLES / "image" / "gan.py", *wrong, "--out", tmp_path / "other")
+        assert words in capsys.readouterr().err
 
 
 def test_another_kind_of_folder_is_named(tmp_path):

@@ -34,6 +34,14 @@ def moved(lora):
     return lora
 
 
+def test_a_painter_with_an_adapter_in_it_takes_no_second(base, tmp_path):
+    lora = PainterLoRA(base, rank=2)
+    lora.save_pretrained(tmp_path)
+    for again in (lambda: PainterLoRA(lora.painter, rank=2), lambda: PainterLoRA.from_pretrained(lora.painter, tmp_path)):
+        with pytest.raises(InputError, match="this painter has an adapter in it: save the adapter by lora.save_pretrained, or take lora.merged"):
+            again()
+
+
 def draw(painter):
     return painter(PROMPTS, seed=3, steps=3, output_type="pt", progress=False)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gencore.pictures import eight_bits, read_picture
+from gencore.check import InputError
+from gencore.pictures import eight_bits, read_picture, white_marks
 from imagegen.data import Pictures, cached, labelled_grid, on_white, square
 
 RAMP = np.tile(np.linspace(0, 1, 32), (32, 1))               # black on the left, white on the right
@@ -63,3 +64,25 @@ def test_what_is_kept_is_of_the_file_as_it_is(tmp_path):
         assert cached(cache, "some", make, source=source).pixels.unique().tolist() == [len(text)]
     assert made == [3, 5] and not list(cache.glob("*.part"))
     assert cached(None, "some", make, source=source).rows == [{"label": 1}] and made == [3, 5, 5]
+
+
+def test_marks_of_every_form_are_the_same_marks():
+    marks = np.zeros((6, 8), bool)
+    marks[2:4, 1:5] = True
+    real, byte = marks.astype(np.float32), marks.astype(np.uint8) * 255
+    forms = [marks, marks[None], marks[..., None], real, real[None, None], real[..., None], np.stack([real] * 3, -1), real * 2 - 1, byte, byte[None],
+             np.stack([byte] * 3, -1), Image.fromarray(byte)]
+    forms += [torch.from_numpy(form) for form in (marks, marks[None], real, real[None], real[None, None], byte)]
+    forms += [torch.from_numpy(np.stack([real] * 3)), torch.from_numpy(np.stack([real] * 3)) * 2 - 1, torch.from_numpy(real).bfloat16()]
+    for form in forms:
+        assert (np.asarray(white_marks(form)) == byte).all(), (type(form), form.dtype if hasattr(form, "dtype") else form.mode)
+
+
+@pytest.mark.parametrize("marks, words", [
+    (np.ones((4, 4), np.uint8), "of uint8 should be 0 and 255, got 0 and 1: give them as bool"),
+    (np.ones((4, 4), np.int64), "should be bool, in 0..1 or"), (np.ones((2, 4, 4), bool), "should be bool"), (np.full((4, 4), np.nan), "in 0..1"),
+    (np.full((4, 4), 2.0), "of floating numbers should be in 0..1"), (torch.ones(2, 1, 4, 4), r"got torch.float32 \(2, 1, 4, 4\)"),
+    (np.ones((0, 4), bool), "is empty")])
+def test_what_are_no_marks_is_said(marks, words):
+    with pytest.raises(InputError, match=words):
+        white_marks(marks)

@@ -45,6 +45,18 @@ def test_the_forms_of_output_agree(painter):
     assert 0 <= array.min() and array.max() <= 1 and array.std() > 0.01
 
 
+def test_shards_and_variants_beside_the_weights_open(painter, folder, tmp_path):
+    import diffusers
+    pipe = diffusers.PixArtAlphaPipeline.from_pretrained(folder)
+    pipe.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    pipe.save_pretrained(tmp_path / "both")
+    pipe.save_pretrained(tmp_path / "both", variant="fp16")
+    assert len(list((tmp_path / "shards" / "transformer").glob("*.safetensors"))) > 2
+    assert len(list((tmp_path / "both" / "transformer").glob("*.safetensors"))) == 2
+    for name in ("shards", "both"):
+        assert torch.equal(draw(TextToImage.from_pretrained(tmp_path / name), PROMPTS), draw(painter, PROMPTS))
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(painter):
     first, again, other = (draw(painter, PROMPTS, seed) for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.allclose(first, other, atol=0.01)

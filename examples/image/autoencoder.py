@@ -21,7 +21,7 @@ import torch
 
 from gencore import Run, TrainConfig, fit
 from gencore.check import ConfigError, command
-from gencore.config import override
+from gencore.config import Share, Weight, check_fields, override
 from gencore.run_folder import open_run
 from imagegen.adversarial import without_momentum
 from imagegen.autoencoder import Autoencoder, AutoencoderConfig
@@ -44,10 +44,10 @@ class Plan:
     kind: Literal["kl", "vq"] = "kl"
     parts: AutoencoderConfig = AutoencoderConfig((16, 32, 64), latent=4)       # latents have size / 4
     codes: int = 256                                                   # vectors of the codebook ("vq"), of `latent` numbers each
-    seen: float = 0.3                                                  # weight of the distance in what the tower sees
-    critic: float = 0.05                                               # weight of the critic's judgement
-    gamma: float = 1.0                                                 # how much the critic's slope is held down; more for larger pictures
-    held_out: float = 0.05                                             # share of the pictures that is not learnt from
+    seen: Weight = 0.3                                                 # weight of the distance in what the tower sees
+    critic: Weight = 0.05                                              # weight of the critic's judgement
+    gamma: Weight = 1.0                                                # how much the critic's slope is held down; more for larger pictures
+    held_out: Share = 0.05                                             # share of the pictures that is not learnt from
     first: TrainConfig = TrainConfig(steps=500, batch=16, lr=2e-3, warmup=20, decay=0.3, weight_decay=0, ema=0.99, precision="auto", eval_every=250)
     tower: TrainConfig = TrainConfig(steps=200, batch=64, lr=2e-3, warmup=20, decay=0.5, weight_decay=0.05, precision="auto")
     finish: TrainConfig = TrainConfig(steps=300, batch=16, lr=5e-4, warmup=20, decay=0.5, weight_decay=0, ema=0.99, precision="auto", eval_every=100)
@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/autoencoder"), help="run folder (default: runs/autoencoder)")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     args = parser.parse_intermixed_args()
-    plan = override(Plan(), args.settings)
+    check_fields(plan := override(Plan(), args.settings))
     sizes = plan.size, plan.channels
     data, held_out = (labelled_pictures(args.data, *sizes, split=args.split) if args.data else digit_pictures(*sizes)).apart(plan.held_out)
     print(f"{len(data):,} pictures to learn from, {len(held_out):,} held out")

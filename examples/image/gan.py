@@ -16,7 +16,7 @@ import torch
 
 from gencore import Run, TrainConfig
 from gencore.check import command
-from gencore.config import override
+from gencore.config import Few, Weight, check_fields, override
 from imagegen.adversarial import relativistic_loss, train_gan
 from imagegen.data import grid, to_pil
 from imagegen.gan import GAN, Critic, GANConfig, Generator, generator_files
@@ -28,10 +28,13 @@ from imagegen.walk import save_gif
 class Plan:
     """Everything that a run can be told by key=value."""
     gan: GANConfig = GANConfig()
-    gamma: float = 1.0                                                 # how much the critic's slope is held down; more for larger pictures
+    gamma: Weight = 1.0                                                # how much the critic's slope is held down; more for larger pictures
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1500, batch=32, lr=1e-3, warmup=50, decay=0.5, weight_decay=0.0, clip=None,
                                                                    ema=0.995, precision="auto", eval_every=250))
-    shown: int = 10                                                    # pictures of a class in the grids
+    shown: Few = 10                                                    # pictures of a class in the grids
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @command

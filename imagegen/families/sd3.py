@@ -1,4 +1,5 @@
 """diffusers' SD3Transformer2DModel <-> JointDiT."""
+from gencore.check import ConfigError
 from gencore.config import from_dict
 from gencore.families import Family, Rename, Split, expect_fields, read_fields, write_fields
 from imagegen.joint_dit import JointDiTConfig
@@ -13,6 +14,8 @@ NORMS = {None: False, "rms_norm": True}
 def to_ours(config):
     expect_fields(config, FIXED, "SD3")
     expect_fields(config, {"qk_norm": tuple(NORMS)}, "SD3")
+    if "pos_embed_max_size" in config and config["pos_embed_max_size"] is None:
+        raise ConfigError("config.json of a SD3 model: pos_embed_max_size should be a number, got None: places without a table are not done here")
     fields = read_fields(FIELDS, config, "SD3")
     width = fields["heads"] * (config.get("attention_head_dim") or 64)
     expect_fields(config, {"caption_projection_dim": (width,)}, "SD3")

@@ -14,7 +14,7 @@ FIXED = {"act_fn": ("silu",), "center_input_sample": (False,), "mid_block_scale_
 USUAL = {"flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1}
 ORIGINAL = {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0}                   # of the first weights, google/ddpm-*
 PLAIN = FIXED | {"time_embedding_type": ("positional",), "downsample_type": ("conv",), "upsample_type": ("conv",), "class_embed_type": (None,),
-                 "attn_norm_num_groups": (None,)}
+                 "attn_norm_num_groups": (None,), "mid_block_type": ("UNetMidBlock2D",)}
 PROMPTED = FIXED | {field: (value,) for field, value in USUAL.items()} | {
     "time_embedding_type": ("positional",), "class_embed_type": (None,), "addition_embed_type": (None,), "only_cross_attention": (False,),
     "dual_cross_attention": (False,), "transformer_layers_per_block": (1,), "encoder_hid_dim_type": (None,), "time_cond_proj_dim": (None,),

@@ -3,6 +3,7 @@ import torch
 
 from gencore.config import from_dict
 from gencore.families import Family, Rename, expect_fields, read_fields, write_fields
+from imagegen.families.autoencoder_kl import OLD
 from imagegen.vq_autoencoder import VQAutoencoder, VQAutoencoderConfig
 
 FIELDS = (("block_out_channels", "parts.channels", [64]), ("layers_per_block", "parts.layers", 1), ("latent_channels", "parts.latent", 3),
@@ -36,4 +37,4 @@ def rules(cfg):
     return tuple(Rename("quantize.embedding.weight" if name == "quantizer.codebook" else name, name) for name in names)
 
 
-VQ_MODEL = Family("VQModel", to_ours, to_theirs, rules)
+VQ_MODEL = Family("VQModel", to_ours, to_theirs, rules, OLD)

@@ -1,8 +1,11 @@
 """VQModel and VQAutoencoder, AutoencoderTiny and TinyAutoencoder, on the same random weights; the quantized one learns."""
+import re
+
 import pytest
 import torch
 
 from gencore.check import CheckpointError, ConfigError, InputError
+from gencore.checkpoint import save_folder
 from imagegen.autoencoder import AutoencoderConfig
 from imagegen.families.autoencoder_tiny import AUTOENCODER_TINY
 from imagegen.families.vq_model import VQ_MODEL
@@ -96,6 +99,18 @@ def test_wrong_sizes_and_calls_are_named():
 
 
 @torch.no_grad()
+def test_old_names_of_attention_are_read(tmp_path):
+    theirs, ours = quantized()
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {re.sub(r"(attentions\.0\.)(to_q|to_k|to_v|to_out\.0)", lambda found: found[1] + old[found[2]], name): tensor
+             for name, tensor in theirs.state_dict().items()}
+    assert any("proj_attn" in name for name in state)
+    save_folder(tmp_path / "old", {"config.json": VQ_MODEL.to_theirs(ours.cfg), "diffusion_pytorch_model.safetensors": state})
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(VQAutoencoder.from_pretrained(tmp_path / "old")(pictures)[0], ours(pictures)[0])
+
+
+@torch.no_grad()
 def test_folders_open_by_name_in_both(tmp_path):
     from diffusers import AutoencoderTiny, VQModel
     pictures = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -112,5 +127,5 @@ def test_folders_open_by_name_in_both(tmp_path):
         VQAutoencoder.from_pretrained(tmp_path / "tiny")
     (tmp_path / "vq" / "diffusion_pytorch_model.safetensors").unlink()
     (tmp_path / "vq" / "digests.json").unlink()
-    with pytest.raises(CheckpointError, match="should hold one .safetensors file, found 0"):
+    with pytest.raises(CheckpointError, match="should hold one .safetensors file, or an index of them, found 0"):
         VQAutoencoder.from_pretrained(tmp_path / "vq")

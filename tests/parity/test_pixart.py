@@ -26,7 +26,7 @@ FIELDS = {"num_attention_heads": 3, "attention_head_dim": 8, "in_channels": 5, "
 
 
 @pytest.mark.parametrize("change,size", [({}, (8, 8)), ({}, (8, 12)), ({"out_channels": 10}, (8, 8)), ({"interpolation_scale": 2}, (16, 16)),
-                                         ({"patch_size": 4, "sample_size": 16}, (16, 8))])
+                                         ({"patch_size": 4, "sample_size": 16}, (16, 8)), ({"norm_eps": 1e-2}, (8, 8))])
 @torch.no_grad()
 def test_pixart_says_the_same_as_diffusers(change, size):
     theirs, ours = opened(FIELDS | change)
