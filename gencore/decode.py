@@ -91,7 +91,7 @@ class Stepper:
 
     def __init__(self, forward, cache, *, keep=None, within=None, borders=()):
         self.forward, self.cache, self.within, self.done = forward, cache, within, 0
-        self.borders, self.said = torch.tensor([border for border in borders if within is None or within >= border]), None
+        self.beyond, self.said = {border + 1 for border in borders if within is None or within >= border}, None
         self._mask(None if keep is None or bool(keep.all()) else keep)
 
     def _mask(self, keep):
@@ -108,7 +108,7 @@ class Stepper:
 
     def prefill(self, ids, *, chunk=None):
         """ids (B,T) -> logits (B,V) after the last; in chunks where the cache rolls."""
-        self.said = ids if len(self.borders) else None
+        self.said = ids if self.beyond else None
         for part in ids.split(chunk or ids.shape[1], 1):
             logits = self._run(part)
         return logits
@@ -117,8 +117,8 @@ class Stepper:
         """tokens (B,) -> logits (B,V)."""
         if self.said is not None:
             self.said = torch.cat((self.said, tokens[:, None]), 1)
-            lengths = self.said.shape[1] - (0 if self.pads is None else self.pads)            # of each row
-            if torch.isin(torch.as_tensor(lengths), self.borders + 1).any():
+            lengths = {self.said.shape[1]} if self.pads is None else {self.said.shape[1] - pad for pad in self.pads[:, 0].tolist()}
+            if lengths & self.beyond:
                 self.cache.crop(0)
                 self.done = 0
                 return self._run(self.said)

@@ -209,7 +209,7 @@ def test_latents_are_learnt_as_they_are_drawn():
 @pytest.mark.parametrize("given, words", [
     (["--parts", "decoder"], "--parts needs --base"), (["--base", "painter", "--parts", "transformer,decoder"], "or be decoder or emphasis alone"),
     (["digit_share=0.8", "scene_share=0.5"], "leave some of 1 for emoji, got 0.8 and 0.5"), (["prompts.accumulate=2"], "accumulate should be 1"),
-    (["autoencoder.quant_convs=false"], "quant_convs should be true"),
+    (["autoencoder.quant_convs=false"], "quant_convs should be true"), (["strength=-1"], "strength should be between 0 and"),
 ])
 def test_what_can_not_be_trained_is_said_at_the_door(given, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_painter", "--data", "nowhere", *given])

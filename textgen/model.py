@@ -123,7 +123,8 @@ class CausalLM(nn.Module):
         outgrows the context goes on, and looks back at its last tokens alone, as many as the context has (learned positions: an InputError).
         constraint: a regular expression (str) or JSON schema (dict) that what follows matches, unless max_new_tokens cut it (needs llguidance).
         draft: a small CausalLM of the same tokenizer that guesses ahead: the same greedy tokens, the same chances, sooner (.acceptance).
-        beams: above 1 nothing is drawn, a beam search finds a likely text, scored by its log-probability / tokens ** length_penalty."""
+        beams: above 1 nothing is drawn, a beam search finds a likely text, scored by its log-probability / tokens ** length_penalty.
+        On a CPU four rows and more read copies of the weights, made for their time (gencore/packed.py)."""
         settings = self._settings(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, window, constraint, draft, beams,
                                   length_penalty)
         prompts = as_list(prompt)
