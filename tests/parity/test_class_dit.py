@@ -57,7 +57,7 @@ def test_dit_with_other_parts_is_refused_by_name():
     with pytest.raises(ConfigError, match="norm_type"):
         DIT.to_ours(DIT.to_theirs(ClassDiTConfig()) | {"norm_type": "ada_norm_single"})
     with pytest.raises(ConfigError, match="multiple of patch 2, got 7"):
-        ClassDiTConfig(size=7)
+        ClassDiT(ClassDiTConfig(size=7, width=24, layers=1, heads=3, classes=4))
     _, ours = opened(FIELDS)
     state = DIT.export_state(ours.cfg, ours.state_dict())
     name = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
