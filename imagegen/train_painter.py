@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from gencore import text_encoder
-from gencore.check import ConfigError, command
-from gencore.config import Weight, check_fields, override
+from gencore.check import ConfigError, command, in_range
+from gencore.config import override
 from gencore.recipe import survives
 from gencore.text_encoder import TextEncoder, TextEncoderConfig, train_prompt_tokenizer
 from gencore.train import Run, TrainConfig
@@ -58,7 +58,6 @@ class Plan:
     words: TextEncoderConfig = TextEncoderConfig(layers=4)       # with --base: layers that it lacks are added
     transformer: DiTConfig = DiTConfig(patch=1, layers=9)        # 64 tokens: one of 2 x 2 latents would be as large as a small shape of a scene.
                                                                  # With --base: layers that it lacks are added
-    strength: Weight = 0.5                             # --parts emphasis: how far drawings are led away from the prompt without its design
     finer: bool = False                                # with --base: its transformer, of larger tokens, goes on with single latents
     autoencoding: TrainConfig = TrainConfig(steps=2400, batch=16, lr=2e-3, muon_lr=4e-3, warmup=50, decay=0.5, weight_decay=0.0, ema=0.99,
                                             precision="auto")
@@ -72,7 +71,6 @@ class Plan:
                                         precision="auto", eval_every=500, save_every=500)
 
     def __post_init__(self):
-        check_fields(self)
         if self.prompts.accumulate > 1:
             raise ConfigError(f"prompts.accumulate should be 1, got {self.prompts.accumulate}: captions are told from the others of their batch")
         if not self.autoencoder.quant_convs:
@@ -90,10 +88,12 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/painter"))
     parser.add_argument("--base", help="a painter to go on from, by name or folder")
     parser.add_argument("--parts", help=f"with --base: what goes on, of {','.join(PARTS)} (default: transformer); decoder and emphasis go alone")
+    parser.add_argument("--strength", type=float, default=0.5, help="of --parts emphasis: how far from the prompt without its design (0.5)")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_intermixed_args()
     if args.parts and not args.base:
         parser.error("--parts needs --base: which painter's parts should go on?")
+    in_range("--strength", args.strength, 0, 100)
     args.parts = args.parts.split(",") if args.parts else ["transformer"]
     alone = {"decoder": sharpen, "emphasis": emphasise}.get(",".join(args.parts))
     if not alone and ("transformer" not in args.parts or not set(args.parts) <= set(PARTS[:3])):
@@ -181,8 +181,8 @@ def emphasise(plan, sets, args):
     before = TextToImage.from_pretrained(args.base)
     sample, export = shown_and_exported(before.tokenizer, before.shift)
     run = Run(args.out / "emphasis", args.resume, extend=True, card={"title": "Painter: emphasis"}, sample=sample, export=export,
-              plan={"strength": plan.strength})
-    train_emphasis(before.painter, before.tokenizer, chosen(plan, sets), Lead(without_design, plan.strength), config=plan.emphasis, run=run)
+              plan={"strength": args.strength})
+    train_emphasis(before.painter, before.tokenizer, chosen(plan, sets), Lead(without_design, args.strength), config=plan.emphasis, run=run)
 
 
 def without_design(text):

@@ -45,7 +45,7 @@ def go_on(tmp_path, monkeypatch):
 
     def run(part, made, parts=("transformer",), *, plan=TINY, base="painter"):
         sets = train_painter.Sets(emoji_rows(), written, composed)
-        part(plan, sets, SimpleNamespace(out=tmp_path, base=base, resume=False, parts=parts))
+        part(plan, sets, SimpleNamespace(out=tmp_path, base=base, resume=False, parts=parts, strength=0.5))
         return TextToImage.from_pretrained(base).painter, TextToImage.from_pretrained(tmp_path / made / "model").painter
 
     return run
@@ -209,7 +209,7 @@ def test_latents_are_learnt_as_they_are_drawn():
 @pytest.mark.parametrize("given, words", [
     (["--parts", "decoder"], "--parts needs --base"), (["--base", "painter", "--parts", "transformer,decoder"], "or be decoder or emphasis alone"),
     (["digit_share=0.8", "scene_share=0.5"], "leave some of 1 for emoji, got 0.8 and 0.5"), (["prompts.accumulate=2"], "accumulate should be 1"),
-    (["autoencoder.quant_convs=false"], "quant_convs should be true"), (["strength=-1"], "strength should be between 0 and"),
+    (["autoencoder.quant_convs=false"], "quant_convs should be true"), (["--strength", "-1"], "--strength should be between 0 and 100, got -1"),
 ])
 def test_what_can_not_be_trained_is_said_at_the_door(given, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_painter", "--data", "nowhere", *given])
