@@ -133,8 +133,12 @@ def test_a_cache_goes_back(kind):
 def test_a_cache_does_not_go_back_further_than_it_can():
     with pytest.raises(InputError, match="the cache holds 0 positions: it can't go back to 3"):
         Cache(STACK, 1, 20).crop(3)
-    with pytest.raises(InputError, match="a rolling cache"):
-        RollingCache(STACK, 1, 20).crop(0)
+    rolling = RollingCache(STACK, 1, 20)
+    rolling.advance(3)
+    with pytest.raises(InputError, match="a rolling cache has let go of what came before: it can't go back, but to 0"):
+        rolling.crop(1)
+    rolling.crop(0)                                     # forgets everything
+    assert rolling.length == rolling.first == 0
 
 
 def test_wrong_drafts_are_named(pair):
