@@ -6,7 +6,7 @@ fuse by themselves) go the usual way."""
 import torch
 from torch import nn
 
-from gencore.processor import multiplies_bfloat16
+from gencore.processor import onednn_dtypes
 
 POST = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", ""), None: ("none", "")}    # activation -> oneDNN's name, form
 ROWS = 32                                       # a product of fewer is bound by reading the weights, and torch's own is as fast
@@ -18,9 +18,7 @@ def fits(x, linear):
         return False
     if linear._forward_hooks or linear._forward_pre_hooks or x.shape[:-1].numel() < ROWS or x.dtype != linear.weight.dtype and not autocasts():
         return False
-    known = {torch.float32, torch.bfloat16} if multiplies_bfloat16("cpu") else {torch.float32}
-    onednn = torch.backends.mkldnn
-    return {x.dtype, linear.weight.dtype, dtype_of(x)} <= known and onednn.is_available() and onednn.enabled
+    return {x.dtype, linear.weight.dtype, dtype_of(x)} <= onednn_dtypes()
 
 
 def autocasts():

@@ -14,6 +14,14 @@ def multiplies_bfloat16(kind):
     return kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def onednn_dtypes():
+    """What oneDNN is called for on this processor; nothing where torch lacks it or it is switched off."""
+    onednn = torch.backends.mkldnn
+    if not (onednn.is_available() and onednn.enabled):
+        return set()
+    return {torch.float32, torch.bfloat16} if multiplies_bfloat16("cpu") else {torch.float32}
+
+
 def seconds(dtype, size=384, times=5):
     """The fastest of a few products of two matrices of `size` rows."""
     a = torch.ones(size, size, dtype=dtype)

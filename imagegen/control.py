@@ -271,7 +271,8 @@ def train_control(controlled, data, config, *, run):
         return losses.sum(), len(losses)
 
     painter = controlled.painter
-    batches = latent_batches(painter.painter, painter.tokenizer, data, config, beside=lambda rows: {"lines": edges(to_unit(data.pixels[rows]))})
+    lines = lambda rows, captions: {"lines": edges(to_unit(data.pixels[rows]))}
+    batches = latent_batches(painter.painter, painter.tokenizer, data, config, beside=lines)
     fit(Controlled(painter.painter, controlled.control), loss, batches, config, run=run)
     return controlled
 

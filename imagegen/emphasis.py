@@ -18,8 +18,7 @@ from gencore.diffusion import FLOW, logit_normal
 from gencore.text_encoder import encode_prompts
 from gencore.train import fit
 from gencore.transformer import Memory
-from imagegen.captioned import CaptionedBatches
-from imagegen.training import encode_all
+from imagegen.training import latent_batches
 
 
 class Emphasis(nn.Module):
@@ -35,10 +34,10 @@ class Emphasis(nn.Module):
     def led(self, x, times, prompts, has_rest):
         """x (B,C,h,w), times (B,), Memories of prompts and of their rests, has_rest (B,): where they differ -> velocities (B,C,h,w) to be learnt."""
         prompt, rest = prompts
-        said = self.before(x, times, prompt)
+        said = self.before(x, times, prompt)                                              # (B, C, h, w)
         if not has_rest.any():
             return said
-        without = self.before(x[has_rest], times[has_rest], Memory(rest.states[has_rest], rest.keep[has_rest]))
+        without = self.before(x[has_rest], times[has_rest], Memory(rest.states[has_rest], rest.keep[has_rest]))            # of those alone
         return said.index_put((has_rest,), torch.lerp(without, said[has_rest], 1 + self.strength).to(said))
 
 
@@ -63,14 +62,12 @@ class Lead(NamedTuple):
 def train_emphasis(painter, tokenizer, data, lead, *, config, run):
     """A trained Painter + Captioned + Lead -> the same, for which that part of a caption counts for more."""
     length = tokenizer.config["model_max_length"]
-    latents = encode_all(painter.autoencoder, data.pixels) * painter.autoencoder.cfg.scaling
 
-    def columns(rows, rng):
-        captions = ["" if rng.random() < 0.1 else data.caption(row, rng) for row in rows]
+    def beside(rows, captions):
         rests = [lead.rest_of(caption) for caption in captions]
-        (ids, keep, _), (rest_ids, rest_keep, _) = (encode_prompts(tokenizer, texts, length) for texts in (captions, rests))
-        has_rest = torch.tensor([caption != rest for caption, rest in zip(captions, rests)])
-        return {"latents": latents[rows], "ids": ids, "keep": keep, "rest_ids": rest_ids, "rest_keep": rest_keep, "has_rest": has_rest}
+        ids, keep, _ = encode_prompts(tokenizer, rests, length)
+        return {"rest_ids": ids, "rest_keep": keep, "has_rest": torch.tensor([caption != rest for caption, rest in zip(captions, rests)])}
 
-    fit(Emphasis(painter, lead.strength), emphasis_loss, CaptionedBatches(data, config.batch, config.seed, columns), config, run=run)
+    batches = latent_batches(painter, tokenizer, data, config, beside=beside)
+    fit(Emphasis(painter, lead.strength), emphasis_loss, batches, config, run=run)
     return painter.eval().requires_grad_(False)

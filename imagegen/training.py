@@ -57,7 +57,7 @@ def train_transformer(painter, tower, tokenizer, data, *, config, run):
     """Painter whose encoder and autoencoder are trained + Captioned -> the painter, its transformer trained and its encoder with it: names are learnt
     by contrast, whose colour it is and what is above what by drawing."""
     places = places_of(tower, data.pixels)
-    beside = lambda rows: {"places": places[rows].float()} | ({} if data.cells is None else {"cells": data.cells[rows].long()})
+    beside = lambda rows, captions: {"places": places[rows].float()} | ({} if data.cells is None else {"cells": data.cells[rows].long()})
     batches = latent_batches(painter, tokenizer, data, config, beside=beside)
     painter.text_encoder.requires_grad_(True)
     kinds = [] if data.cells is None else [int(part.max()) + 1 for part in data.cells.unbind(1)]
@@ -66,8 +66,8 @@ def train_transformer(painter, tower, tokenizer, data, *, config, run):
     return painter.eval().requires_grad_(False)
 
 
-def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
-    """Captioned -> batches of latents and encoded captions; beside(picture numbers) -> what else a batch holds."""
+def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows, captions: {}):
+    """Captioned -> batches of latents and encoded captions; beside(picture numbers, captions) -> what else a batch holds."""
     length = tokenizer.config["model_max_length"]
     latents = encode_all(painter.autoencoder, data.pixels) * painter.autoencoder.cfg.scaling
     details = None if data.variants is None else details_of(latents, data.variants)
@@ -77,7 +77,7 @@ def latent_batches(painter, tokenizer, data, config, *, beside=lambda rows: {}):
         ids, keep, _ = encode_prompts(tokenizer, captions, length)
         said = {"words": meanings_of(tokenizer, captions, data.words, ids.shape[1])} if data.words else {}
         differs = {} if details is None else {"details": details[rows]}
-        return {"latents": latents[rows], "ids": ids, "keep": keep} | said | differs | beside(rows)
+        return {"latents": latents[rows], "ids": ids, "keep": keep} | said | differs | beside(rows, captions)
 
     return CaptionedBatches(data, config.batch, config.seed, columns)
 
