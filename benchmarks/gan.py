@@ -200,7 +200,8 @@ def train_stacked(args):
     torch.manual_seed(args.seed)
     run = Run(args.runs / f"{args.train}-{args.seed}", args.resume, extend=True, sample=sample, export=export)
     config = replace(way.training, steps=args.steps or way.training.steps, seed=args.seed, eval_every=200, save_every=200)
-    fit(way.game(), way.loss, StackedBatches(pixels, torch.zeros(len(pixels)), config.batch, args.seed), config, run=run, optimizer=way.optimizer)
+    batches = StackedBatches(pixels, torch.zeros(len(pixels)), config.batch, args.seed)
+    fit(way.game().to(memory_format=torch.channels_last), way.loss, batches, config, run=run, optimizer=way.optimizer)
 
 
 @torch.no_grad()

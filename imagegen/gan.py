@@ -117,7 +117,7 @@ class Generator(nn.Module):
         h = self.start(latents).view(B, -1, 4, 4)                                  # (B, W0, 4, 4)
         for i, block in enumerate(self.blocks):
             if i:
-                h = self.changes[i - 1](F.interpolate(h, scale_factor=2.0, mode="bilinear"))
+                h = F.interpolate(self.changes[i - 1](h), scale_factor=2.0, mode="bilinear")
             h = block(h)                                                           # (B, Wi, 4 * 2^i, 4 * 2^i)
         return self.out(F.leaky_relu(h, SLOPE))
 
