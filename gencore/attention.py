@@ -208,7 +208,7 @@ class CrossAttention(nn.Module):
         q = self.q(x).view(B, T, N, E).transpose(1, 2)                            # (B, N, T, E)
         if cache is None or cache.memory is None:
             dims("memory", memory, "B S M", B=B, M=self.kv.in_features)
-            k, v = self.kv(memory).view(B, -1, 2 * G, E).transpose(1, 2).chunk(2, dim=1)    # (B, G, S, E)
+            k, v = self.kv(memory).unflatten(-1, (2 * G, E)).transpose(1, 2).chunk(2, dim=1)    # (B, G, S, E)
             if cache is not None:
                 cache.memory = (k, v)
         else:

@@ -4,14 +4,13 @@
         lm(ids)
     draw_attention(seen.attention, tokens, "attention.png", layer=0)"""
 import contextlib
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from gencore.attention import attend, attend_eager
 from gencore.check import InputError, dims, whole
-from gencore.folder import writing
+from gencore.folder import save_figure
 from gencore.tiles import Tiles
 from gencore.transformer import Transformer
 
@@ -86,12 +85,8 @@ def draw_attention(weights, tokens, path, *, layer=-1, asking=None):
     _, N, T, S = dims("weights", chosen, "B N T S", B=1, T=len(asking), S=len(tokens))
     if max(T, S) > ROOM:
         raise InputError(f"a heat map has room for {ROOM} tokens a side, got {max(T, S)}: give a shorter text")
-    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"the picture's name should end in .png, .svg or .pdf, got {Path(path).name!r:.80}")
     figure = _figure(chosen[0].detach().float().cpu(), *([_label(token) for token in texts] for texts in (asking, tokens)))
-    with writing(path):
-        figure.savefig(path, dpi=100)
-    return Path(path)
+    return save_figure(figure, path, dpi=100)
 
 
 def _figure(weights, asking, tokens):

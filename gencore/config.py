@@ -43,9 +43,9 @@ def from_dict(cls, values, path=""):
 
 
 def check_fields(cfg):
-    """For __post_init__: every field holds what its annotation says, within its bounds, else ConfigError."""
+    """For __post_init__: every field holds what its annotation says (2.0 for an int becomes 2), within its bounds, else ConfigError."""
     for name, hint in typing.get_type_hints(type(cfg), include_extras=True).items():
-        _convert(hint, getattr(cfg, name), f"{type(cfg).__name__}.{name}")
+        object.__setattr__(cfg, name, _convert(hint, getattr(cfg, name), f"{type(cfg).__name__}.{name}"))
 
 
 def check_values(values, hints, path=""):

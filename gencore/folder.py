@@ -120,6 +120,16 @@ def writing(path):
         raise InputError(f"can't write {path}: {why}") from error
 
 
+def save_figure(figure, path, *, dpi=120, margin=None):
+    """A matplotlib figure -> path, PNG, SVG or PDF as its name ends; InputError for another end and where it can't be written. margin="tight": the
+    picture ends where the drawing does."""
+    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InputError(f"the picture's name should end in .png, .svg or .pdf, got {Path(path).name!r:.80}")
+    with writing(path):
+        figure.savefig(path, dpi=dpi, bbox_inches=margin)
+    return Path(path)
+
+
 def write_file(path, raw):
     """Bytes -> a file that appears whole, in the same manner."""
     path = Path(path)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gencore.check import CheckpointError, InputError, whole
-from gencore.checkpoint import load_tensors, read_json
+from gencore.checkpoint import load_tensors, naming, read_json
 from gencore.families import expect_fields
 
 BASE = "base.json"                                        # which weights the adapter was made for: peft has no place for their digest
@@ -84,7 +84,8 @@ def read_adapter(network, family, folder, base):
     """The folder of an adapter, from here or from peft -> the Adapter of a network (a copy, which is changed); another base is refused."""
     folder = Path(folder)
     config = read_json(folder / "adapter_config.json")
-    expect_fields(config, KNOWN, "LoRA")
+    with naming(folder / "adapter_config.json"):
+        expect_fields(config, KNOWN, "LoRA")
     check_strength(config, folder)
     check_base(base, folder)
     scale, pieces = read_pieces(network, family, folder, config)
@@ -129,6 +130,8 @@ def read_pieces(network, family, folder, config):
     tensors, shapes = load_tensors(folder / "adapter_model.safetensors"), linears(network)
     known = {theirs.removesuffix(".weight"): (ours.removesuffix(".weight"), rows) for theirs, ours, rows, _ in parts(network, family, shapes)}
     scale, pieces = scale_of(config, "", config["r"]), {}
+    if (other := next((name for name in tensors if not re.search(r"\.lora_[AB]\.weight$", name)), None)) is not None:
+        raise CheckpointError(f'{folder} holds "{other}": pairs inside the blocks are read here, no adapter of the token table or the head')
     for path in sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors}):
         if path not in known:
             raise CheckpointError(f'{folder} is an adapter for another base: it changes "{path}", which this model has not inside its blocks')

@@ -102,12 +102,20 @@ class Tokenizer:
         if stop is None or any(len(token) == 1 and token in words for token in control):
             raise InputError("a message holds characters that this tokenizer can't tell from its special tokens: leave them out")
         table = {ord(start): start + stop for start in starts}
-        apart = [message | {"content": message["content"].translate(table)} for message in messages]
-        pieces = self.chat(apart, prompt=prompt).split(stop)   # no special token reaches over a border
-        safe = [i for piece in pieces for i in self.engine.encode(piece, add_special_tokens=False).ids]
         known = set(control.values())
-        same = [i for i in ids if i in known] == [i for i in safe if i in known]
-        return ids if same else safe                           # as transformers has it, unless the words would make special tokens
+        told = lambda ids: [i for i in ids if i in known]
+        safe = self._cut_ids(messages, table, stop, prompt=prompt)
+        if told(ids) == told(safe):
+            return ids                                         # as transformers has it, unless the words would make special tokens
+        few = self._cut_ids(messages, table, stop, prompt=prompt, among=known)
+        return few if told(few) == told(safe) else safe
+
+    def _cut_ids(self, messages, table, stop, *, prompt, among=None):
+        """Ids of a conversation that is cut wherever a special token could begin in a message; among: in those alone that spell such a token."""
+        apart = [message | {"content": message["content"].translate(table)}
+                 if among is None or not among.isdisjoint(self.encode(message["content"])) else message for message in messages]
+        pieces = self.chat(apart, prompt=prompt).split(stop)   # no special token reaches over a border
+        return [i for piece in pieces for i in self.engine.encode(piece, add_special_tokens=False).ids]
 
     def control_tokens(self):
         """{token: id} of all special tokens, those without a role too."""

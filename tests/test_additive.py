@@ -113,6 +113,7 @@ def test_what_a_network_cannot_say_or_read_is_named(tokenizer, model):
     for call, words in ((lambda: blind.align("a b"), "no attention"), (lambda: mute.align("a", "b"), "has no tokenizer"),
                         (lambda: model(ids[0], ids), "source: expected 2 dimensions"), (lambda: model(ids, ids[:, :0]), "target has no tokens"),
                         (lambda: model(ids[:, :0], ids), "keep should be True at the beginning"),
+                        (lambda: model(ids[:0], ids[:0]), "source has no rows"),
                         (lambda: model(ids, ids, keep.logical_not()), "keep should be True at the beginning"),
                         (lambda: model(ids, ids, torch.tensor([[False, True, True]])), "keep should be True at the beginning"),
                         (lambda: model(ids, ids, keep[:, :2]), "keep")):

@@ -88,6 +88,16 @@ def test_special_tokens_that_a_template_or_a_normaliser_would_make_are_plain_too
     assert not control & set(wide.chat_ids([{"role": "user", "content": "＜|end|＞"}]))
 
 
+def test_a_special_token_in_one_message_leaves_the_others_as_they_are():
+    code = with_chat(train_bpe(["if x <= y and a <b: return <html> x<=y <= <= <| <|"] * 100, 400))
+    talk = lambda *said: [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(said)]
+    assert " <=" in [code.decode([i]) for i in code.encode("x <= y")]
+    for first, more in ((["if x <= y", "x <= y: yes"], ["tell <|end|> me", "no"]), (["say <|end|>", "x <= y"], ["<|user|>", "a <= b"])):
+        whole, part = code.chat_ids(talk(*first, *more), prompt=False), code.chat_ids(talk(*first), prompt=False)
+        assert whole[:len(part)] == part and whole.count(code.id("<|end|>")) == 4
+        assert code.decode(whole, keep_special=True) == code.chat(talk(*first, *more), prompt=False)
+
+
 # templates of others
 
 PUBLISHED = {

@@ -11,6 +11,7 @@ from gencore.check import ConfigError
 from gencore.config import from_dict, override, to_dict
 from gencore.positions import RotaryConfig
 from gencore.transformer import TransformerConfig
+from textgen.negative_sampling import Word2VecConfig
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def test_what_does_not_fit_is_named(values, sentence):
 
 def test_whole_floats_are_ints_and_ints_are_floats():
     cfg = from_dict(Outer, {"steps": 1000.0, "lr": 1})
-    assert (cfg.steps, type(cfg.steps), cfg.lr, type(cfg.lr)) == (1000, int, 1.0, float)
+    made = Word2VecConfig(width=8.0, lr=1)
+    assert (cfg.steps, type(cfg.steps), cfg.lr, type(cfg.lr)) == (1000, int, 1.0, float) and (type(made.width), type(made.lr)) == (int, float)
 
 
 def test_override_reads_values_as_json_else_as_text():

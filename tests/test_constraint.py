@@ -43,7 +43,13 @@ def test_log_probabilities_are_those_without_the_constraint(lm):
     assert text == "athe" and text.logprobs.total < -5                                    # the only text that it may say, likely or not
 
 
-@pytest.mark.parametrize("constraint, words", [("(", "constraint: "), ({"type": "nonsense"}, "constraint: "), (7, "constraint should be"),
+def test_text_that_looks_like_a_special_token_is_spelt(lm):
+    for constraint, text in ((r"<\|endoftext\|>x", "<|endoftext|>x"), ({"const": "<|pad|>"}, '"<|pad|>"')):
+        made = lm.generate(["a", "It was"], max_new_tokens=30, constraint=constraint, **OPTIONS)
+        assert made == ["a" + text, "It was" + text] and all(min(each.logprobs.ids[:-1]) > 1 for each in made)
+
+
+@pytest.mark.parametrize("constraint, words", [("(", r"constraint: [^\n]*$"), ({"type": "nonsense"}, "constraint: "), (7, "constraint should be"),
                                                ({"a": {1}}, "constraint: "), ("a\ud800", "constraint: ")])
 def test_what_is_no_constraint_is_said(lm, constraint, words):
     with pytest.raises(InputError, match=words):

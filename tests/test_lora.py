@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gencore.attention import AttentionConfig
 from gencore.check import CheckpointError, ConfigError, InputError
+from gencore.checkpoint import seal
 from gencore.data import Batches
 from gencore.layers import MLPConfig, NormConfig
 from gencore.lora import BASE
@@ -155,6 +157,17 @@ def test_an_adapter_for_another_base_is_refused(tmp_path):
         LoRA.from_pretrained(fresh(layers=1), tmp_path / "adapter")
     with pytest.raises(CheckpointError, match='another base: it changes "model.layers.0.mlp.down_proj"'):
         LoRA.from_pretrained(saved(tmp_path / "gpt2", GPT2), _without_base(tmp_path / "adapter"))
+
+
+def test_an_adapter_of_the_token_table_or_the_head_is_named(tmp_path):
+    lm = saved(tmp_path / "base")
+    for name in ("lm_head.weight", "model.embed_tokens.lora_embedding_A"):
+        moved(LoRA(lm)).save_pretrained(tmp_path / "adapter")
+        weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+        save_file({**weights, f"base_model.model.{name}": torch.zeros(2, 2)}, _without_base(tmp_path / "adapter") / "adapter_model.safetensors")
+        seal(tmp_path / "adapter")
+        with pytest.raises(CheckpointError, match=f'holds "base_model.model.{name}": .* no adapter of the token table or the head'):
+            LoRA.from_pretrained(lm, tmp_path / "adapter")
 
 
 def _without_base(folder):

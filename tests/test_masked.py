@@ -47,6 +47,7 @@ def test_roles_of_special_tokens_beside_the_configuration_or_left_to_the_class(b
     lm = MaskedLM.from_pretrained(tmp_path)
     assert (lm.tokenizer.pad_id, lm.tokenizer.mask_id, lm.tokenizer.mask) == (0, 4, "[MASK]")
     assert len(lm.fill_mask("the [MASK] barks", topn=3)) == 3
+    assert {"[CLS]", "[PAD]"} < {token for token, _ in lm.fill_mask("the [MASK] barks", topn=lm.cfg.vocab)}
     with pytest.raises(InputError, match="no padding token"):
         encode_prompts(Tokenizer(engine, {}), ["the dog"], 8)
 

@@ -117,5 +117,7 @@ def test_wrong_input_is_named(lm):
         Preferences(lm, [{"prompt": ASKED, "chosen": "a", "rejected": "zq" * 60}])
     with pytest.raises(InputError, match="beta should be above 0"):
         preference_loss(beta=0)
+    with pytest.raises(InputError, match="beta should be between 0 and .*, got 'x'"):
+        preference_loss(beta="x")
     with pytest.raises(InputError, match="policy: expected 2 dimensions"):
         dpo_loss(torch.zeros(2), torch.zeros(2))

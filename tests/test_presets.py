@@ -45,3 +45,6 @@ def test_memory_for_texts_that_a_model_cannot_read_is_no_figure():
         needs(preset("gpt2"), length=4000)
     with pytest.raises(InputError, match="length should be"):
         needs(preset("gpt2"), length=-4)
+    for batch in (0, -1, 1.5):
+        with pytest.raises(InputError, match=f"batch should be a whole number of at least 1, got {batch}"):
+            needs(preset("gpt2"), length=4, batch=batch)

@@ -1,5 +1,7 @@
 """textgen/run.py: log-probabilities against transformers and the plain forward; beam search against transformers."""
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -80,11 +82,20 @@ def test_temperature_and_narrowing_do_not_change_the_log_probabilities(lm):
     assert text.logprobs.values == pytest.approx(logits.log_softmax(-1)[range(len(said)), said].tolist(), abs=1e-5)
 
 
+def test_a_stream_that_is_left_lying_is_silent_when_python_ends(folder):
+    code = f"from textgen import CausalLM\nstream = CausalLM.from_pretrained({str(folder)!r}).stream('It', seed=0)\nprint(len(next(stream)) > 0)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("True\n", "")
+
+
 def test_what_can_not_be_scored_is_said(lm):
     mute = CausalLM(CausalLMConfig(transformer=lm.cfg.transformer), lm.tokenizer)
     for call, words in ((lambda: lm.logprobs("rain " * 200), "tokens, the model reads 48: score it in parts"),
                         (lambda: lm.logprobs(3), "expected a text as str"),
                         (lambda: CausalLM(lm.cfg).logprobs("It"), "this model has no tokenizer"),
+                        (lambda: bits_per_byte(lm, ["It"], overlap="x"), "overlap should be between 0 and 1, got 'x'"),
+                        (lambda: bits_per_byte(lm, ["It"], overlap=1), "overlap should be from 0 to below 1"),
+                        (lambda: CausalLM.from_pretrained("novelist", quantize=["int8"]), r'"int4", got \[\'int8\'\]'),
                         (lambda: mute.logprobs("It"), "no token that begins a text")):
         with pytest.raises(InputError, match=words):
             call()

@@ -54,6 +54,12 @@ def test_the_example_trains_five_sizes_and_foretells_the_fifth(tmp_path):
     assert f"measured {figures['losses'][-1]:.4f}" in printed and (tmp_path / "scaling.png").stat().st_size > 5000
 
 
+def test_sizes_that_are_the_same_are_said_before_anything_is_trained(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(EXAMPLES / "text" / "scaling_laws.py", "--widths", 32, 32, 32, 32, 40, "--out", tmp_path / "scaling.png")
+    assert "--widths should be five different ones, got 32 32 32 32 40" in capsys.readouterr().err
+
+
 def test_losses_that_make_no_law_are_named():
     for sizes, losses in (([1e3, 1e3], [3.0, 2.0]), ([1e3, 1e4], [3.0, float("nan")]), ([1e3, 1e4], [3.0, 0.0])):
         with pytest.raises(InputError, match="at least two different ones, all above 0"):

@@ -157,6 +157,11 @@ def test_a_beam_as_wide_as_everything_finds_the_best_text(penalty):
     assert [score for score, _ in found] == sorted((score for score, _ in found), reverse=True)
 
 
+def test_no_rows_give_no_logits(lm):
+    nothing = torch.zeros(0, 3, dtype=torch.long)
+    assert lm(nothing, nothing).shape == (0, 3, lm.cfg.vocab)
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda lm: lm.generate(""), None), (lambda lm: lm.generate([]), r"a list of them, got \[\]"),
     (lambda lm: lm.generate("rot\ud800"), "half a character"),

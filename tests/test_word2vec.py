@@ -231,6 +231,8 @@ def test_long_texts_come_in_chunks_that_lose_nothing(monkeypatch):
     (lambda w: Word2VecConfig(lr=0.0), ConfigError, "lr should fall to min_lr"),
     (lambda w: Word2VecConfig(lr=float("nan")), ConfigError, "lr should be float, got nan"),
     (lambda w: w.draw("never.png", ["king"]), InputError, "a picture takes two words or more, in a list, got"),
+    (lambda w: w.draw("never.xyz", ["king", "queen"]), InputError, "should end in .png, .svg or .pdf, got 'never.xyz'"),
+    (lambda w: w.draw("never/never.png", ["king", "queen"]), InputError, "there is no folder never, make it first"),
     (lambda w: load_word2vec("gone.txt"), DataError, "no file gone.txt"),
     (lambda w: Word2Vec(["a", "a"], torch.zeros(2, 3)), InputError, "no word twice"),
     (lambda w: save_word2vec(w, "gone/w.txt"), InputError, "can't write gone/w.txt: there is no folder gone, make it first"),

@@ -3,7 +3,6 @@
     model.generate("Ein Hund läuft.")                   # "A dog runs."
     model.draw_alignment("Ein Hund läuft.", "alignment.png")"""
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from gencore.checkpoint import load_tensors, naming, read_json, resolve, save_fo
 from gencore.config import Share, Size, check_fields, check_ids, from_dict, to_dict
 from gencore.decode import resting
 from gencore.embeddings import rows_of
+from gencore.folder import save_figure
 from gencore.kinds import expect_kind
 from textgen.folders import tokenizer_of
 from textgen.seq2seq import likeliest, shifted, smoothed_cross_entropy, translated
@@ -86,6 +86,8 @@ class AttentionSeq2Seq(nn.Module):
         """source (B,S), keep (B,S) -> Read."""
         B, S = source.shape
         dims("keep", keep, "B S", B=B, S=S)
+        if not B:
+            raise InputError("source has no rows: give one or more")
         if not S or not keep[:, 0].all() or (keep[:, 1:] > keep[:, :-1]).any():
             raise InputError("keep should be True at the beginning of each source, of one token or more, and False behind it")
         if source.shape[1] > self.cfg.context:
@@ -161,8 +163,7 @@ class AttentionSeq2Seq(nn.Module):
         axes.set_xticks(range(len(read)), read, rotation=90)
         axes.set_yticks(range(len(written)), written)
         axes.xaxis.tick_top()
-        figure.savefig(path, dpi=120, bbox_inches="tight")
-        return Path(path)
+        return save_figure(figure, path, margin="tight")
 
     # ---- folders ----
 

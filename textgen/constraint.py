@@ -1,4 +1,6 @@
 """Texts that match a regular expression or a JSON schema: a mask on the logits of every step, from llguidance, an optional library."""
+import json
+
 import torch
 
 from gencore.check import InputError
@@ -23,7 +25,7 @@ def allowed_by(matcher):
     """What may come next: (V,) bool."""
     allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8) > 0
     if matcher.is_error():
-        raise InputError(f"the constraint can't be followed: {matcher.get_error()}")
+        raise InputError(f"the constraint can't be followed: {said(matcher)}")
     return allowed
 
 
@@ -41,8 +43,25 @@ def matchers_of(lm, constraint, rows):
             else LLMatcher.grammar_from_json_schema(constraint, defaults=AS_JSON_DUMPS)
     except ValueError as error:                              # no JSON, or half a character
         raise InputError(f"constraint: {error}") from None
-    tokenizer = LLTokenizer(lm.tokenizer.engine.to_str(), n_vocab=lm.cfg.vocab, eos_token=list(lm.cfg.eos))
+    tokenizer = LLTokenizer(unspoken(lm.tokenizer), n_vocab=lm.cfg.vocab, eos_token=list(lm.cfg.eos))
     matcher = LLMatcher(tokenizer, grammar, log_level=0)
     if matcher.is_error():
-        raise InputError(f"constraint: {matcher.get_error()}")
+        raise InputError(f"constraint: {said(matcher)}")
     return [matcher.deep_copy() for _ in range(rows)]
+
+
+def said(matcher):
+    """What a matcher says of its error, in a line."""
+    return " ".join(matcher.get_error().split("<state>")[0].split())
+
+
+def unspoken(tokenizer):
+    """tokenizer.json as llguidance gets it: a special token is called by what nobody writes, so that text which looks like one is spelt."""
+    engine = json.loads(tokenizer.engine.to_str())
+    vocab = engine["model"]["vocab"]
+    for token in engine["added_tokens"]:
+        if token["special"]:
+            name, token["content"] = token["content"], f"\U000f0000{token['id']}\U000f0000"
+            if name in vocab:                                    # of BPE, {token: id}; others have lists of pairs, or keep it apart
+                vocab[token["content"]] = vocab.pop(name)
+    return json.dumps(engine)

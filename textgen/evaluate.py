@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from gencore.check import DataError, whole
+from gencore.check import DataError, InputError, in_range, whole
 from gencore.decode import resting
 from gencore.tokenizer import check_characters, check_texts
 
@@ -14,8 +14,8 @@ def bits_per_byte(lm, texts, *, overlap=0.0, batch=8, limit=None):
 
     Windows are as long as the context; overlap: share of a window that is only looked at, having been counted before (0 = every window
     starts blind). limit: only so many windows of each text, evenly spread."""
-    if not 0 <= overlap < 1:
-        raise DataError(f"overlap should be from 0 to below 1, got {overlap}")
+    if in_range("overlap", overlap, 0, 1) == 1:
+        raise InputError("overlap should be from 0 to below 1, got 1: nothing would count")
     whole("batch", batch, 1)
     if limit is not None:
         whole("limit", limit, 1)

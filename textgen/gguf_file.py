@@ -37,7 +37,7 @@ def save_gguf(lm, path, *, weights="float32"):
     names = gguf.get_tensor_name_map(architecture, lm.cfg.transformer.layers)
     for theirs, tensor in files["model.safetensors"].items():
         name = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
-        if name is None:
+        if name is None or architecture.name == "QWEN3" and name.endswith(".bias"):
             raise ConfigError(f"GGUF's {architecture.name.lower()} has no place for {theirs}: this model has parts that llama.cpp's has not")
         values, kind = as_stored(gguf, theirs, tensor, config=files["config.json"], weights=weights)
         writer.add_tensor(name, values, raw_dtype=kind)
@@ -69,6 +69,8 @@ def say_shape(writer, config, file_type):
     writer.add_feed_forward_length(config.get("intermediate_size", config.get("n_inner")))
     writer.add_head_count(heads)
     if config["model_type"] == "gpt2":
+        if config["activation_function"] != "gelu_new" or not config["scale_attn_weights"]:
+            raise ConfigError("llama.cpp's GPT-2 has GELU by its tanh and divides scores by the root of a head's width, this model has not")
         writer.add_layer_norm_eps(config["layer_norm_epsilon"])
         return
     rope = config["rope_parameters"]

@@ -115,7 +115,8 @@ class MaskedLM(nn.Module):
         with resting(self):
             chances = self(ids.to(self.bias.device))[0, places].float().softmax(-1)                  # (masks, V)
         best = chances.topk(min(topn, chances.shape[-1]))
-        found = [[(self.tokenizer.decode([i]).strip(), float(p)) for i, p in zip(row_ids, row)] for row_ids, row in zip(best.indices, best.values)]
+        written = lambda i: self.tokenizer.decode([i], keep_special=True).strip()
+        found = [[(written(i), float(p)) for i, p in zip(ids, row)] for ids, row in zip(best.indices, best.values)]
         return found[0] if len(found) == 1 else found
 
     @classmethod

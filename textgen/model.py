@@ -240,7 +240,7 @@ class CausalLM(nn.Module):
         """A shipped name ("novelist"), a folder, or a Hub id -> the model with its tokenizer, in eval mode.
 
         compile: generation's steps go through torch.compile (half a minute once). quantize="int8" or "int4": weights of so many bits, CPU only."""
-        if quantize not in PREPARED:
+        if quantize not in list(PREPARED):
             raise InputError(f'quantize should be None, "int8" or "int4", got {quantize!r}{nearest(quantize, ["int8", "int4"])}')
         dtype, device, folder = floating(dtype), present(device), resolve(name_or_folder, "textgen")
         cfg, state = read_folder(folder)

@@ -4,12 +4,10 @@
     fit(lm, preference_loss(beta=0.1), Batches(rows, 8), config, run=run)
 
 The reference is the model as it is when the rows are made: its log-probabilities are computed once, so that no second model is kept."""
-import math
-
 import torch
 import torch.nn.functional as F
 
-from gencore.check import DataError, InputError, dims
+from gencore.check import DataError, InputError, dims, in_range
 from gencore.data import right_padded
 from gencore.decode import resting
 from gencore.loss import IGNORED
@@ -86,8 +84,10 @@ def preference_loss(*, beta=0.1, smoothing=0.0, likelihood=0.0):
 
     likelihood: weight of the chosen answer's own cross-entropy a token, which keeps it from becoming unlikely together with the rejected one (Pang
     et al. 2024, eq. 1)."""
-    if not (0 < beta < math.inf and 0 <= smoothing < 0.5 and 0 <= likelihood < math.inf):
-        raise InputError(f"beta should be above 0, smoothing from 0 to below 0.5, likelihood not below 0, got {beta}, {smoothing} and {likelihood}")
+    for name, value, most in (("beta", beta, 1e9), ("smoothing", smoothing, 0.5), ("likelihood", likelihood, 1e9)):
+        in_range(name, value, 0, most)
+    if beta == 0 or smoothing == 0.5:
+        raise InputError(f"beta should be above 0 and smoothing below 0.5, got {beta} and {smoothing}")
 
     def loss(model, batch, generator):
         counts = batch["targets"] != IGNORED                                          # (B, 2, T)

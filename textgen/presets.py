@@ -82,7 +82,7 @@ def needs(cfg, *, batch=1, length=None, dtype=torch.bfloat16):
     """CausalLMConfig -> Needs for `batch` texts of `length` tokens (default: the context); dtype: of weights and cache when generating.
 
     Kernels' workspace, fragmentation and torch itself come on top."""
-    length, dtype = whole("length", cfg.context if length is None else length, 1), floating(dtype)
+    batch, length, dtype = whole("batch", batch, 1), whole("length", cfg.context if length is None else length, 1), floating(dtype)
     if cfg.learned_positions and length > cfg.context:
         raise InputError(f"this model has {cfg.context} learnt positions, it reads no {length:,} tokens")
     with FakeTensorMode():                               # tensors with a shape and a device, and nothing inside

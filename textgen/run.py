@@ -26,9 +26,19 @@ class Trace:
         return torch.stack(self.logprobs, 1).tolist() if self.logprobs else [None] * rows
 
 
-@torch.inference_mode()
 def run(lm, lists, sampling, *, seeds, settings, trace=None):
     """Lists of prompt ids -> yields, a step each, the list of new ids (one a row)."""
+    steps = steps_of(lm, lists, sampling, seeds=seeds, settings=settings, trace=trace)
+    while True:
+        with torch.inference_mode():                 # closed at each yield: a stream that is left lying closes nothing when Python ends
+            tokens = next(steps, None)
+        if tokens is None:
+            return
+        yield tokens
+
+
+def steps_of(lm, lists, sampling, *, seeds, settings, trace):
+    """As `run`, by what the settings ask for."""
     if settings.draft is not None:
         yield from drafted(lm, lists[0], settings, generator=torch.Generator().manual_seed(seeds[0]), trace=trace or Trace())
         return

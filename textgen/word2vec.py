@@ -8,7 +8,6 @@ import unicodedata
 from collections import Counter
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from gencore.check import CheckpointError, DataError, InputError, UnknownNameError, floating, nearest, whole
 from gencore.checkpoint import load_tensors, read_json, resolve, save_folder
 from gencore.config import from_dict
+from gencore.folder import save_figure
 from gencore.kinds import expect_kind
 from textgen.negative_sampling import BLOCK, Trainer, Word2VecConfig
 
@@ -112,8 +112,7 @@ class Word2Vec:
         axes.scatter(*plane.mT.tolist(), s=8)
         for word, place in zip(words, plane.tolist()):
             axes.annotate(word, place, xytext=(3, 3), textcoords="offset points")
-        axes.figure.savefig(path, dpi=120, bbox_inches="tight")
-        return Path(path)
+        return save_figure(axes.figure, path, margin="tight")
 
     # ---- files ----
 

@@ -98,6 +98,8 @@ def main():
     args = parser.parse_args()
     if args.out.suffix not in ("", ".png", ".pdf", ".svg"):                # without one it is a PNG
         raise InputError(f"--out should end in .png, .pdf or .svg, got {args.out.name}")
+    if len(set(args.widths)) < 5:
+        raise InputError(f"--widths should be five different ones, got {' '.join(map(str, args.widths))}")
     file_for(args.out)
     with torch.device("meta"):
         for width in args.widths:

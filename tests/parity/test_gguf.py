@@ -52,6 +52,18 @@ def said_by_llama_cpp(path, prompts, count):
     return [[token["id"] for token in answer["logprobs"]["content"]] for answer in answers]
 
 
+@pytest.mark.parametrize("name, changed, words", [
+    ("gpt2", {"mlp": MLPConfig(96, bias=True, activation="relu")}, "llama.cpp's GPT-2 has GELU by its tanh"),
+    ("gpt2", {"attention": AttentionConfig(4, bias=True, out_bias=True, scale=1.0)}, "divides scores by the root of a head's width"),
+    ("qwen3", {"attention": AttentionConfig(4, 2, 32, qk_norm="rms", bias=True, out_bias=True)}, "no place for model.layers.0.self_attn.*bias")])
+def test_what_llama_cpp_would_run_otherwise_is_refused(name, changed, words, tokenizer, tmp_path):
+    cfg = model(name, tokenizer).cfg
+    lm = CausalLM(replace(cfg, transformer=replace(cfg.transformer, **changed)), tokenizer)
+    with pytest.raises(ConfigError, match=words):
+        save_gguf(lm, tmp_path / "lm.gguf")
+    assert not list(tmp_path.glob("lm.gguf"))
+
+
 @pytest.mark.parametrize("name", ATTENTION)
 def test_llama_cpp_says_the_same_tokens(name, tokenizer, tmp_path):
     lm = model(name, tokenizer)
