@@ -43,7 +43,8 @@ SHOWN = ([f"a handwritten {word}" for word in DIGITS] + [f"{name}, noto style" f
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 PARTS = ("autoencoder", "prompts", "transformer", "decoder", "emphasis")
 PEOPLE = ("man", "woman", "person")
-DESIGN = re.compile(rf", (?:{'|'.join(STYLES.values())}) style$")
+DESIGN = re.compile(rf", ({'|'.join(STYLES.values())}) style$")
+RIVALS = {"noto": "twemoji", "twemoji": "noto", "openmoji": "noto", "fluent 3d": "fluent flat", "fluent flat": "noto"}      # taken for these most
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,14 @@ def main():
     parser.add_argument("--base", help="a painter to go on from, by name or folder")
     parser.add_argument("--parts", help=f"with --base: what goes on, of {','.join(PARTS)} (default: transformer); decoder and emphasis go alone")
     parser.add_argument("--strength", type=float, default=0.5, help="of --parts emphasis: how far from the prompt without its design (0.5)")
+    parser.add_argument("--rivals", action="store_true", help="... or in the design that it is taken for most")
+    parser.add_argument("--below", type=float, default=1.0, help="... at noise levels below this (1)")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_intermixed_args()
     if args.parts and not args.base:
         parser.error("--parts needs --base: which painter's parts should go on?")
     in_range("--strength", args.strength, 0, 100)
+    in_range("--below", args.below, 0.01, 1)
     args.parts = args.parts.split(",") if args.parts else ["transformer"]
     alone = {"decoder": sharpen, "emphasis": emphasise}.get(",".join(args.parts))
     if not alone and ("transformer" not in args.parts or not set(args.parts) <= set(PARTS[:3])):
@@ -181,13 +185,19 @@ def emphasise(plan, sets, args):
     before = TextToImage.from_pretrained(args.base)
     sample, export = shown_and_exported(before.tokenizer, before.shift)
     run = Run(args.out / "emphasis", args.resume, extend=True, card={"title": "Painter: emphasis"}, sample=sample, export=export,
-              plan={"strength": args.strength})
-    train_emphasis(before.painter, before.tokenizer, chosen(plan, sets), Lead(without_design, args.strength), config=plan.emphasis, run=run)
+              plan={"strength": args.strength, "below": args.below, "rivals": args.rivals})
+    lead = Lead(in_rival_design if args.rivals else without_design, args.strength, args.below)
+    train_emphasis(before.painter, before.tokenizer, chosen(plan, sets), lead, config=plan.emphasis, run=run)
 
 
 def without_design(text):
     """"apple, fruit, noto style" -> "apple, fruit"."""
     return DESIGN.sub("", text)
+
+
+def in_rival_design(text):
+    """"apple, fruit, noto style" -> "apple, fruit, twemoji style"."""
+    return DESIGN.sub(lambda found: f", {RIVALS[found[1]]} style", text)
 
 
 def sharpen(plan, sets, args):

@@ -49,18 +49,30 @@ def test_what_is_learnt_lies_beyond_the_prompt_as_far_as_the_strength_says(paint
     rests = [train_painter.without_design(text) for text in CAPTIONS]
     assert rests == ["red circle", "blue circle", "red circle", "a handwritten three"]
     prompt, rest = memory(painter, tokenizer, CAPTIONS), memory(painter, tokenizer, rests)
-    x, times, has_rest = latents(4), torch.tensor([900.0, 500, 300, 100]), torch.tensor([True, True, False, False])
+    x, times, has_other = latents(4), torch.tensor([900.0, 500, 300, 100]), torch.tensor([True, True, False, False])
     with torch.no_grad():
         said, without = painter.transformer(x, times, prompt), painter.transformer(x, times, rest)
-        led = Emphasis(painter, 0.5).led(x, times, (prompt, rest), has_rest)
+        led = Emphasis(painter, 0.5).led(x, times, (prompt, rest), has_other)
     assert not torch.allclose(said[:2], without[:2], atol=1e-3)
-    torch.testing.assert_close(led, torch.where(has_rest[:, None, None, None], said + 0.5 * (said - without), said), rtol=0, atol=1e-5)
+    torch.testing.assert_close(led, torch.where(has_other[:, None, None, None], said + 0.5 * (said - without), said), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("has_rest", [[False, False], [True, True]])
-def test_a_batch_may_have_no_designs_or_nothing_else(painter, tokenizer, has_rest):
+def test_above_the_level_that_is_named_nothing_is_led(painter, tokenizer):
+    others = [train_painter.in_rival_design(text) for text in CAPTIONS]
+    assert others == ["red circle, twemoji style", "blue circle, noto style", "red circle", "a handwritten three"]
+    prompts, has_other = [memory(painter, tokenizer, texts) for texts in (CAPTIONS, others)], torch.tensor([True, True, False, False])
+    x, times = latents(4), torch.tensor([650.0, 550, 300, 100])
+    with torch.no_grad():
+        led, low = Emphasis(painter, 0.5).led(x, times, prompts, has_other), Emphasis(painter, 0.5, below=0.6).led(x, times, prompts, has_other)
+        said = painter.transformer(x, times, prompts[0])
+    torch.testing.assert_close(low, torch.where(torch.tensor([False, True, False, False])[:, None, None, None], led, said), rtol=0, atol=1e-5)
+    assert not torch.allclose(led[:2], said[:2], atol=1e-3)
+
+
+@pytest.mark.parametrize("has_other", [[False, False], [True, True]])
+def test_a_batch_may_have_no_designs_or_nothing_else(painter, tokenizer, has_other):
     prompt = memory(painter, tokenizer, CAPTIONS[:2])
-    led = Emphasis(painter, 0.5).led(latents(2), torch.tensor([900.0, 500]), (prompt, prompt), torch.tensor(has_rest))
+    led = Emphasis(painter, 0.5).led(latents(2), torch.tensor([900.0, 500]), (prompt, prompt), torch.tensor(has_other))
     torch.testing.assert_close(led, painter.transformer(latents(2), torch.tensor([900.0, 500]), prompt), rtol=0, atol=1e-5)
 
 
@@ -76,17 +88,17 @@ def test_it_learns_what_it_was_led_to_and_leaves_the_rest(painter, tokenizer, tm
     x, texts = FLOW.mix(clean, latents(16, seed=9), levels), CAPTIONS * 4
     prompt = memory(before, tokenizer, texts)
     rest = memory(before, tokenizer, [train_painter.without_design(text) for text in texts])
-    has_rest = torch.tensor([True, True, False, False] * 4)
+    has_other = torch.tensor([True, True, False, False] * 4)
     with torch.no_grad():
-        wanted = Emphasis(copy.deepcopy(before), 1.0).led(x, levels * 1000, (prompt, rest), has_rest)
+        wanted = Emphasis(copy.deepcopy(before), 1.0).led(x, levels * 1000, (prompt, rest), has_other)
         was, now = ((p.transformer(x, levels * 1000, prompt) - wanted).square().flatten(1).mean(1) for p in (before, after))
-    assert now[has_rest].mean() < 0.5 * was[has_rest].mean()               # half the way and more
-    assert now[~has_rest].mean() < 0.5 * was[has_rest].mean()              # the others have not been moved as far as that
+    assert now[has_other].mean() < 0.5 * was[has_other].mean()               # half the way and more
+    assert now[~has_other].mean() < 0.5 * was[has_other].mean()              # the others have not been moved as far as that
 
 
 def test_only_the_transformer_has_gradients(painter, tokenizer):
     ids, keep, _ = encode_prompts(tokenizer, CAPTIONS, 12)
-    batch = {"latents": latents(4), "ids": ids, "keep": keep, "rest_ids": ids, "rest_keep": keep, "has_rest": torch.tensor([True] * 4)}
+    batch = {"latents": latents(4), "ids": ids, "keep": keep, "other_ids": ids, "other_keep": keep, "has_other": torch.tensor([True] * 4)}
     model = Emphasis(painter, 0.5)
     loss, count = emphasis_loss(model, batch, torch.Generator().manual_seed(0))
     assert count == 4 and loss.item() == pytest.approx(0, abs=1e-6)        # a prompt that is its own rest: nothing is to be learnt
