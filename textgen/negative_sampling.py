@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.nn.functional import embedding
 
 from gencore.check import ConfigError
 from gencore.config import Size, check_fields
@@ -54,7 +55,7 @@ class Trainer:
         kept = torch.ones(V, dtype=torch.double) if cfg.sample == 0 else (cfg.sample / share).sqrt() + cfg.sample / share
         self.kept = kept.clamp(max=1).float()                                            # share of its occurrences that a word keeps
         offset = torch.arange(BLOCK + 2 * cfg.window) - cfg.window - torch.arange(BLOCK)[:, None]
-        self.offset = offset.abs().masked_fill(offset == 0, cfg.window + 1)              # (T, S): distance; a word is not its own neighbour
+        self.offset = offset.abs().masked_fill(offset == 0, cfg.window + 1).int()        # (T, S): distance; a word is not its own neighbour
 
     def thinned(self, ids, sentences):
         """ids (n,), sentences (n,) long -> the same without some of the frequent words (section 2.3 of Mikolov et al.)."""
@@ -69,48 +70,49 @@ class Trainer:
         filled = -len(ids) % BLOCK
         ids = torch.nn.functional.pad(ids, (W, W + filled))
         sentences = torch.nn.functional.pad(sentences, (W, W + filled), value=-1)
-        rows, owners = (t.unfold(0, BLOCK + 2 * W, BLOCK) for t in (ids, sentences))     # (blocks, S), S = T + 2W
+        rows, owners = (t.unfold(0, BLOCK + 2 * W, BLOCK) for t in (ids, sentences.int()))           # (blocks, S), S = T + 2W
         yield from zip(rows.split(self.cfg.blocks), owners.split(self.cfg.blocks))
 
     def step(self, around, owners, lr):
         """around (R,S): R blocks with their margins; owners (R,S): sentences, -1 = outside."""
         self.rate, W, T = lr, self.cfg.window, BLOCK
         words, owner = around[:, W:W + T], owners[:, W:W + T]                            # (R, T)
-        reach = torch.randint(1, W + 1, words.shape, generator=self.generator)           # each word's own window
-        band = (self.offset <= reach[..., None]) & (owner[..., None] == owners[:, None]) & (owner[..., None] >= 0)   # (R, T, S)
+        reach = torch.randint(1, W + 1, words.shape, generator=self.generator).int()     # each word's own window
+        reach = reach.masked_fill(owner < 0, 0)
+        band = (self.offset <= reach[..., None]) & (owner[..., None] == owners[:, None])                     # (R, T, S)
         noise = torch.searchsorted(self.noise, torch.rand(len(words), self.cfg.noise, generator=self.generator, dtype=torch.double))
         learn = self.skip_gram if self.cfg.objective == "skip-gram" else self.cbow
         learn(words, around, noise.clamp(max=len(self.noise) - 1), band.float())
 
     def skip_gram(self, words, around, noise, band):
         """words (R,T) foretell each of their neighbours among `around` (R,S), and not the noise (R,M); band (R,T,S) 1 = neighbour."""
-        x, y, n = self.vectors[words], self.contexts[around], self.contexts[noise]       # (R, T, D), (R, S, D), (R, M, D)
+        x, y, n = embedding(words, self.vectors), embedding(around, self.contexts), embedding(noise, self.contexts)  # (R, T, D), (R, S, D), (R, M, D)
         pairs = band.sum(-1, keepdim=True)                                               # (R, T, 1)
         weight = pairs * (self.cfg.negative / noise.shape[1])
         right = torch.sigmoid(-(x @ y.mT)) * band                                        # (R, T, S): what the scores lack
         wrong = torch.sigmoid(x @ n.mT) * -weight                                        # (R, T, M)
-        self.move(self.vectors, words, right @ y + wrong @ n, pairs[..., 0] * (1 + self.cfg.negative))
-        pulls = torch.cat((band.sum(1), weight.sum(1).expand(noise.shape)), 1)
-        self.move(self.contexts, torch.cat((around, noise), 1), torch.cat((right.mT @ x, wrong.mT @ x), 1), pulls)
+        self.move(self.vectors, (words, torch.baddbmm(right @ y, wrong, n), pairs[..., 0] * (1 + self.cfg.negative)))
+        self.move(self.contexts, (around, right.mT @ x, band.sum(1)), (noise, wrong.mT @ x, weight.sum(1).expand(noise.shape)))
 
     def cbow(self, words, around, noise, band):
         """The mean of each word's neighbours foretells the word, and not the noise. As gensim, each neighbour takes the mean's whole gradient."""
         pairs = band.sum(-1, keepdim=True)                                               # (R, T, 1)
         mean = band / pairs.clamp(min=1)                                                 # (R, T, S)
-        x, y, n = mean @ self.vectors[around], self.contexts[words], self.contexts[noise]        # (R, T, D), (R, T, D), (R, M, D)
+        x = mean @ embedding(around, self.vectors)                                       # (R, T, D)
+        y, n = embedding(words, self.contexts), embedding(noise, self.contexts)          # (R, T, D), (R, M, D); far sooner than by [] of a tensor
         there = (pairs > 0).float()                                                      # a word without neighbours teaches nothing
         right = torch.sigmoid(-(x * y).sum(-1, keepdim=True)) * there                    # (R, T, 1)
         weight = there * (self.cfg.negative / noise.shape[1])
         wrong = torch.sigmoid(x @ n.mT) * -weight                                        # (R, T, M)
-        self.move(self.vectors, around, band.mT @ (right * y + wrong @ n), mean.sum(1) * (1 + self.cfg.negative))
-        pulls = torch.cat((there[..., 0], weight.sum(1).expand(noise.shape)), 1)
-        self.move(self.contexts, torch.cat((words, noise), 1), torch.cat((right * x, wrong.mT @ x), 1), pulls)
+        self.move(self.vectors, (around, band.mT @ torch.baddbmm(right * y, wrong, n), mean.sum(1) * (1 + self.cfg.negative)))
+        self.move(self.contexts, (words, right * x, there[..., 0]), (noise, wrong.mT @ x, weight.sum(1).expand(noise.shape)))
 
-    def move(self, table, rows, pulls, weights):
-        """Adds rate * pulls (R,S,D) to the rows (R,S) of the table, less where the weights (R,S) of a row sum to more than 1 / rate.
-
-        One after another such pulls weaken as the row moves; summed at once they would overshoot."""
-        rows = rows.flatten()
-        total = torch.zeros(len(table)).index_add_(0, rows, weights.flatten())
-        rate = (1 / total[rows]).clamp(max=self.rate)
-        table.index_add_(0, rows, pulls.flatten(0, 1).mul_(rate[:, None]))
+    def move(self, table, *parts):
+        """parts (rows (R,S), pulls (R,S,D), weights (R,S)): adds rate * pulls to the rows of the table, less where the weights of a row sum to more
+        than 1 / rate. One after another such pulls weaken as the row moves; summed at once they would overshoot."""
+        total = torch.zeros(len(table))
+        for rows, _, weights in parts:
+            total.index_add_(0, rows.flatten(), weights.flatten())
+        for rows, pulls, _ in parts:
+            rate = (1 / total[rows]).clamp_(max=self.rate)
+            table.index_add_(0, rows.flatten(), pulls.mul_(rate[..., None]).flatten(0, 1))
