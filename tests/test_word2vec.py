@@ -86,7 +86,8 @@ def test_a_step_goes_down_the_gradient_of_the_loss(objective):
 def test_a_row_that_many_pull_at_does_not_overshoot():
     table, rows = torch.zeros(3, 2), torch.tensor([[0, 0, 0, 1]])
     trainer = Trainer(torch.ones(3, dtype=torch.long), Word2VecConfig(lr=0.025))
-    trainer.move(table, rows, torch.ones(1, 4, 2), torch.tensor([[50.0, 100.0, 50.0, 4.0]]))
+    parts = [(part, torch.ones(1, 2, 2), weights) for part, weights in zip(rows.split(2, 1), torch.tensor([[[50.0, 100.0]], [[50.0, 4.0]]]))]
+    trainer.move(table, *parts)
     torch.testing.assert_close(table, torch.tensor([[3 / 200] * 2, [0.025] * 2, [0.0] * 2]))
 
 

@@ -18,7 +18,8 @@ def to_ours(config):
     if config.get("use_additional_conditions") is None and fields["size"] == 128:      # diffusers' default: size and shape embedded too
         expect_fields({"use_additional_conditions": True}, FIXED, "PixArt")
     expect_fields(config, {"cross_attention_dim": (width,)}, "PixArt")
-    return from_dict(DiTConfig, fields | {"width": width, "interpolation": scale, "out_channels": config.get("out_channels") or fields["channels"]})
+    out = config.get("out_channels", 8) or fields["channels"]
+    return from_dict(DiTConfig, fields | {"width": width, "interpolation": scale, "out_channels": out})
 
 
 def to_theirs(cfg):

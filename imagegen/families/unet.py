@@ -58,14 +58,28 @@ def from_plain(cfg):
 
 def to_prompted(config):
     expect_fields(config, PROMPTED, "UNet2DConditionModel")
-    fields = read_fields(FIELDS, config, "UNet2DConditionModel") | {"attention": grids(config, "UNet2DConditionModel"), "head_width": None}
-    return from_dict(UNetConfig, fields | {          # attention_head_dim is a number of heads there
-        "size": config.get("sample_size") or 32, "heads": config.get("attention_head_dim", 8), "context": config.get("cross_attention_dim", 1280),
+    fields = read_fields(FIELDS, config, "UNet2DConditionModel") | {"attention": grids(config, "UNet2DConditionModel")}
+    return from_dict(UNetConfig, fields | heads_of(config, fields["widths"]) | {
+        "size": config.get("sample_size") or 32, "context": config.get("cross_attention_dim", 1280),
         "linear": config.get("use_linear_projection", False), "classes": config.get("num_class_embeds")})
 
 
+def heads_of(config, widths):
+    """attention_head_dim, which there is a number of heads, or one for each grid (Stable Diffusion 2: heads of one width) -> heads or head_width."""
+    heads = config.get("attention_head_dim", 8)
+    if not isinstance(heads, (list, tuple)):
+        return {"heads": heads, "head_width": None}
+    counts = [count if isinstance(count, int) and count > 0 else 0 for count in heads]
+    head_widths = {width / count if count else 0 for width, count in zip(widths, counts)}
+    if len(counts) != len(widths) or len(head_widths) > 1 or not min(head_widths).is_integer() or 0 in head_widths:
+        raise ConfigError(f"UNet2DConditionModel: attention_head_dim should be a number of heads, or numbers that give heads of one width on all "
+                          f"grids of {list(widths)} channels, got {heads!r:.100}")
+    return {"heads": None, "head_width": int(min(head_widths))}
+
+
 def from_prompted(cfg):
-    own = {"sample_size": cfg.size, "attention_head_dim": cfg.heads, "cross_attention_dim": cfg.context, "use_linear_projection": cfg.linear,
+    heads = cfg.heads or [width // cfg.head_width for width in cfg.widths]
+    own = {"sample_size": cfg.size, "attention_head_dim": heads, "cross_attention_dim": cfg.context, "use_linear_projection": cfg.linear,
            "num_class_embeds": cfg.classes}
     return {"_class_name": "UNet2DConditionModel"} | named(cfg, "UNet2DConditionModel", PROMPTED) | own
 

@@ -47,6 +47,7 @@ def test_pixart_weights_survive_the_way_there_and_back():
 
 def test_pixart_with_other_parts_is_refused_by_name():
     config = PIXART.to_theirs(DiTConfig())
+    assert PIXART.to_ours({key: value for key, value in config.items() if key != "out_channels"}).out_channels == 8         # diffusers' default
     with pytest.raises(ConfigError, match="norm_type"):
         PIXART.to_ours(config | {"norm_type": "ada_norm_zero"})
     with pytest.raises(ConfigError, match="use_additional_conditions"):

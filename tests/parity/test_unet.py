@@ -43,7 +43,7 @@ def test_the_plain_one_says_the_same_as_diffusers(change, size):
     torch.testing.assert_close(ours(x, t.float(), labels), theirs(x, t, class_labels=labels).sample, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{}, {"use_linear_projection": True}, {"layers_per_block": 2}, {
+@pytest.mark.parametrize("change", [{}, {"use_linear_projection": True}, {"layers_per_block": 2}, {"attention_head_dim": (2, 4)}, {
     "block_out_channels": (8, 8, 16, 16), "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3}])
 @torch.no_grad()
@@ -64,7 +64,8 @@ def test_the_attention_of_old_files_opens():
     assert any("proj_attn" in name for name in old) and all(torch.equal(again[name], tensor) for name, tensor in ours.state_dict().items())
 
 
-@pytest.mark.parametrize("name, fields", [("UNet2DModel", PLAIN), ("UNet2DModel", PLAIN | FIRST), ("UNet2DConditionModel", PROMPTED)])
+@pytest.mark.parametrize("name, fields", [("UNet2DModel", PLAIN), ("UNet2DModel", PLAIN | FIRST), ("UNet2DConditionModel", PROMPTED),
+                                          ("UNet2DConditionModel", PROMPTED | {"attention_head_dim": [1, 2]})])
 def test_weights_survive_the_way_there_and_back(name, fields):
     import diffusers
     theirs, ours, family = opened(name, fields)
@@ -75,15 +76,18 @@ def test_weights_survive_the_way_there_and_back(name, fields):
     assert {key: tensor.shape for key, tensor in again.state_dict().items()} == {key: tensor.shape for key, tensor in state.items()}
 
 
-def test_stable_diffusions_configuration_fits_its_shapes():
-    """The U-Net of Stable Diffusion 1.5, 860 million weights, on the meta device."""
+@pytest.mark.parametrize("fields, parameters", [
+    ({"cross_attention_dim": 768, "attention_head_dim": 8}, 859_520_964),
+    ({"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}, 865_910_724)])
+def test_stable_diffusions_configuration_fits_its_shapes(fields, parameters):
+    """The U-Nets of Stable Diffusion 1.5 and 2, on the meta device."""
     from diffusers import UNet2DConditionModel
     with torch.device("meta"):
-        theirs = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        theirs = UNet2DConditionModel(sample_size=64, **fields)
         ours = UNet(UNET_CONDITION.to_ours(dict(theirs.config)))
     shapes = [{key: tensor.shape for key, tensor in model.state_dict().items()} for model in (theirs, ours)]
     UNET_CONDITION.check_shapes(ours.cfg, *shapes)
-    assert sum(p.numel() for p in ours.parameters()) == 859_520_964
+    assert sum(p.numel() for p in ours.parameters()) == parameters
 
 
 @pytest.mark.parametrize("family, fields, change, words", [
@@ -92,6 +96,8 @@ def test_stable_diffusions_configuration_fits_its_shapes():
     (UNET, PLAIN, {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift should be 'default'"),
     (UNET, PLAIN, {"flip_sin_to_cos": False}, "freq_shift should be 1"), (UNET, PLAIN, {"downsample_padding": 0}, "downsample_padding should be 1"),
     (UNET, PLAIN, {"attention_head_dim": 5}, "16 channels can't be shared|heads"), (UNET, PLAIN, {"norm_num_groups": 3}, "groups should divide"),
+    *((UNET_CONDITION, PROMPTED, {"attention_head_dim": heads}, "attention_head_dim should be a number of heads, or numbers")
+      for heads in ([2, 2], [2], [2, 4, 8], [0, 4], [3, 6], ["a", 2], [])),
     (UNET_CONDITION, PROMPTED, {"only_cross_attention": True}, "only_cross_attention should be False"),
 ])
 def test_other_parts_are_refused_by_name(family, fields, change, words):
