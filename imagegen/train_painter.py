@@ -196,8 +196,8 @@ def without_design(text):
 
 
 def in_rival_design(text):
-    """"apple, fruit, noto style" -> "apple, fruit, twemoji style"."""
-    return DESIGN.sub(lambda found: f", {RIVALS[found[1]]} style", text)
+    """"apple, fruit, noto style" -> "apple, fruit, twemoji style". What has a skin tone stays: away from another design's skin, tones shift."""
+    return text if "skin tone" in text else DESIGN.sub(lambda found: f", {RIVALS[found[1]]} style", text)
 
 
 def sharpen(plan, sets, args):

@@ -31,6 +31,16 @@ def test_each_weight_is_the_mean_and_what_they_share_stays(folders, tmp_path, mo
     assert not (tmp_path / "out" / "README.md").exists()
 
 
+def test_changes_are_added_to_where_they_began(folders, tmp_path, monkeypatch):
+    three = [folders(name, value) for name, value in (("start", 1.0), ("a", 3.0), ("b", 2.0))]
+    monkeypatch.setattr(sys, "argv", ["average", *map(str, three), "--weights", "-1", "1", "1", "--out", str(tmp_path / "out")])
+    main()
+    assert torch.equal(next(iter(load_tensors(tmp_path / "out").values())), torch.full((2, 3), 4.0, dtype=torch.bfloat16))
+    for weights in ([0.5, 0.5], [1.0, 1.0, 1.0], [float("nan"), 0.5, 0.5]):
+        with pytest.raises(InputError, match="weights should be 3, one for each folder, and sum to 1"):
+            average(three, tmp_path / "other", weights=weights)
+
+
 def test_other_models_have_no_average(folders, tmp_path):
     one, out = folders("a", 1.0), tmp_path / "out"
     with pytest.raises(InputError, match="needs two folders or more, got 1"):

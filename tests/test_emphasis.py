@@ -60,6 +60,7 @@ def test_what_is_learnt_lies_beyond_the_prompt_as_far_as_the_strength_says(paint
 def test_above_the_level_that_is_named_nothing_is_led(painter, tokenizer):
     others = [train_painter.in_rival_design(text) for text in CAPTIONS]
     assert others == ["red circle, twemoji style", "blue circle, noto style", "red circle", "a handwritten three"]
+    assert train_painter.in_rival_design("chef: dark skin tone, noto style") == "chef: dark skin tone, noto style"
     prompts, has_other = [memory(painter, tokenizer, texts) for texts in (CAPTIONS, others)], torch.tensor([True, True, False, False])
     x, times = latents(4), torch.tensor([650.0, 550, 300, 100])
     with torch.no_grad():

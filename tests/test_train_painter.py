@@ -45,7 +45,7 @@ def go_on(tmp_path, monkeypatch):
 
     def run(part, made, parts=("transformer",), *, plan=TINY, base="painter"):
         sets = train_painter.Sets(emoji_rows(), written, composed)
-        part(plan, sets, SimpleNamespace(out=tmp_path, base=base, resume=False, parts=parts, strength=0.5))
+        part(plan, sets, SimpleNamespace(out=tmp_path, base=base, resume=False, parts=parts, strength=0.5, rivals=True, below=0.6))
         return TextToImage.from_pretrained(base).painter, TextToImage.from_pretrained(tmp_path / made / "model").painter
 
     return run
