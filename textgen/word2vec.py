@@ -2,9 +2,9 @@
 
     w2v = Word2Vec.train([["the", "cat", "sat"], ...], Word2VecConfig(width=100))
     w2v.most_similar(positive=["king", "woman"], negative=["man"])          # [(word, cosine), ...]"""
-import itertools
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from dataclasses import asdict
 from functools import cache
@@ -176,13 +176,13 @@ def count_words(sentences, min_count):
 
 def chunks(sentences, index):
     """Sentences -> (ids (n,), number of the sentence of each (n,)) of CHUNK known words or a little more; unknown words are skipped."""
-    ids, owners = [], []
-    for number, sentence in enumerate(sentences):
-        known = [index[word] for word in sentence if word in index]
-        ids += known
-        owners += itertools.repeat(number, len(known))
+    ids, ends, read = array("q"), [0], 0                         # a tensor takes an array as it is, a list number by number
+    numbered = lambda: torch.arange(read, read + len(ends) - 1).repeat_interleave(torch.tensor(ends).diff())
+    for sentence in sentences:
+        ids.fromlist([i for i in map(index.get, sentence) if i is not None])
+        ends.append(len(ids))
         if len(ids) >= CHUNK:
-            yield torch.tensor(ids), torch.tensor(owners)
-            ids, owners = [], []
+            yield torch.frombuffer(ids, dtype=torch.long), numbered()
+            ids, ends, read = array("q"), [0], read + len(ends) - 1
     if ids:
-        yield torch.tensor(ids), torch.tensor(owners)
+        yield torch.frombuffer(ids, dtype=torch.long), numbered()
